@@ -1,0 +1,56 @@
+"""dfkd: distil a teacher without its data, and see on which inputs the student matches it.
+
+Names are loaded when they are first used, so that `dfkd --help` imports neither torch nor anything that does.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Batch": "dfkd.types",
+    "InputSpec": "dfkd.types",
+    "Outputs": "dfkd.types",
+    "Probe": "dfkd.problem",
+    "Problem": "dfkd.problem",
+    "UnsupportedProblem": "dfkd.problem",
+    "combine": "dfkd.losses",
+    "Budget": "dfkd.engine",
+    "Optimiser": "dfkd.engine",
+    "compare": "dfkd.compare",
+    "distill": "dfkd.compare",
+    "load": "dfkd.models",
+    "load_teacher": "dfkd.models",
+}
+
+__all__ = [
+    "Batch",
+    "Budget",
+    "InputSpec",
+    "Optimiser",
+    "Outputs",
+    "Probe",
+    "Problem",
+    "UnsupportedProblem",
+    "__version__",
+    "combine",
+    "compare",
+    "distill",
+    "load",
+    "load_teacher",
+]
+
+if TYPE_CHECKING:
+    from dfkd.compare import compare, distill
+    from dfkd.engine import Budget, Optimiser
+    from dfkd.losses import combine
+    from dfkd.models import load, load_teacher
+    from dfkd.problem import Probe, Problem, UnsupportedProblem
+    from dfkd.types import Batch, InputSpec, Outputs
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'dfkd' has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)

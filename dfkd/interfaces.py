@@ -1,0 +1,102 @@
+"""The protocols: what a sampler, a loss and a term must offer. Nothing inherits from them."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from dfkd.problem import Problem
+from dfkd.types import Batch, Outputs
+
+__all__ = ["Loss", "Sampler", "State", "StudentFactory", "is_data_free", "parts", "sources", "walk"]
+
+StudentFactory = Callable[[], nn.Module]
+
+
+class State(Protocol):
+    """Everything of a sampler that changes."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None: ...
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """A distribution over inputs: a frozen dataclass of settings; what changes is in the state from `init`.
+
+    name: the registry's word for it. data_free: whether it reads no data of its own (a composite says True and its
+    parts decide). needs: capabilities of the teacher (`logits`, `input_grad`, `batchnorm`, `features`).
+    uses_student: whether its draws depend on the student or on the clock.
+    """
+
+    name: ClassVar[str]
+    data_free: ClassVar[bool]
+    needs: ClassVar[tuple[str, ...]]
+    uses_student: ClassVar[bool]
+
+    def init(self, problem: Problem, seed: int) -> Any:
+        """The state before the first draw. UnsupportedProblem where the teacher lacks a capability."""
+
+    def draw(self, state: Any, problem: Problem, n: int, learn: bool = True) -> Batch:
+        """n >= 1 rows. learn=False: nothing but the random stream moves."""
+
+    def observe(self, state: Any, batch: Batch, loss: Tensor) -> None:
+        """The student's loss per row (n,), detached, after the step on this batch."""
+
+
+class Loss(Protocol):
+    """How far the student's answers are from the teacher's, per row.
+
+    needs: module paths to tap, as {"student": (...), "teacher": (...)}. input_grad: whether both models' gradients in
+    x are used. scale: what `combine` multiplies by (temperature squared where one softens, else 1). coupled: whether a
+    row's value depends on the other rows; its mean is then the definition.
+    """
+
+    @property
+    def needs(self) -> Mapping[str, tuple[str, ...]]: ...
+
+    @property
+    def input_grad(self) -> bool: ...
+
+    @property
+    def scale(self) -> float: ...
+
+    @property
+    def coupled(self) -> bool: ...
+
+    def init(self, problem: Problem, seed: int) -> nn.Module | None:
+        """Adapters that are trained with the student, or None."""
+
+    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
+        """(n,) in nats unless the docstring names another unit."""
+
+
+def parts(sampler: Sampler) -> Iterator[tuple[str, Sampler]]:
+    """The samplers a composite is made of, with the path of each in it."""
+    for field in dataclasses.fields(sampler):  # type: ignore[arg-type]  # samplers are dataclasses
+        value = getattr(sampler, field.name)
+        if isinstance(value, Sampler):
+            yield field.name, value
+        elif isinstance(value, (tuple, list)):
+            for position, part in enumerate(value):
+                if isinstance(part, Sampler):
+                    yield f"{field.name}.{position}", part
+
+
+def walk(sampler: Sampler) -> Iterator[Sampler]:
+    """The sampler itself and all its parts, parts of parts included."""
+    yield sampler
+    for _, part in parts(sampler):
+        yield from walk(part)
+
+
+def is_data_free(sampler: Sampler) -> bool:
+    """Whether no part of it reads data."""
+    return all(part.data_free for part in walk(sampler))
+
+
+def sources(sampler: Sampler) -> list[str]:
+    """What data its parts name, for the manifest; empty when it is data-free."""
+    return [str(getattr(part, "data", part.name)) for part in walk(sampler) if not part.data_free]

@@ -1,0 +1,352 @@
+"""What a sampler may ask: two models that can be asked but not altered, and a clock.
+
+A Problem holds no data: a sampler reaches only data that its own settings name.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dfkd.naming import unknown
+from dfkd.types import BATCHNORM_MODES, Batch, BatchNormMode, InputSpec, Labelling, Outputs
+
+__all__ = ["CAPABILITIES", "PHASES", "BatchNormInput", "Phase", "Probe", "Problem", "UnsupportedProblem"]
+
+CAPABILITIES = ("logits", "input_grad", "batchnorm", "features")
+"""logits: all. input_grad: gradients reach the input. batchnorm: layers with stored statistics. features: taps."""
+
+Phase = Literal["synthesise", "label", "evaluate"]
+PHASES: tuple[str, ...] = get_args(Phase)
+
+
+class UnsupportedProblem(ValueError):
+    """A sampler or loss needs something of the teacher that it does not have."""
+
+
+@dataclass(frozen=True)
+class BatchNormInput:
+    """What one BatchNorm layer was given in the last forward pass, beside what it has stored. Each tensor (c,)."""
+
+    name: str
+    mean: Tensor
+    var: Tensor  # biased, over rows and positions
+    running_mean: Tensor
+    running_var: Tensor
+
+
+class _CountBackward(torch.autograd.Function):
+    """The identity; its backward counts the rows whose input gradient was computed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, probe: "Probe") -> Tensor:
+        ctx.probe, ctx.phase = probe, probe.phase
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        ctx.probe.counts[ctx.phase]["backward"] += grad.shape[0]
+        return grad, None
+
+
+class Probe:
+    """A model behind a counter: it answers, says what it can do, and is the same afterwards.
+
+    module: takes (n, c, h, w) float32 pixels and returns (n, k) logits. precision: `float32` or `bfloat16` (autocast;
+    synthesis is float32 always). A call asks in evaluation mode, dropout off, whatever `module.training` says, with
+    BatchNorm normalising as `mode` says; parameters, buffers, gradients, modes and hooks are as before afterwards.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        spec: InputSpec,
+        device: torch.device | str = "cpu",
+        name: str = "teacher",
+        precision: str = "float32",
+        channels_last: bool = False,
+    ) -> None:
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision: expected float32 or bfloat16, found {precision!r}")
+        self.spec, self.device, self.name, self.precision = spec, torch.device(device), name, precision
+        self.channels_last = channels_last
+        self.module = module.to(self.device)
+        if channels_last:
+            self.module = self.module.to(memory_format=torch.channels_last)
+        self.phase: Phase = "synthesise"
+        self.counts = {phase: {"forward": 0, "backward": 0} for phase in PHASES}
+        self._modules = list(module.modules())
+        self._batchnorms = [
+            (path, part)
+            for path, part in module.named_modules()
+            if isinstance(part, _BatchNorm) and part.running_mean is not None
+        ]
+        self._tapped: dict[str, Tensor] = {}
+        self._taps: tuple[str, ...] = ()
+        self._capabilities: frozenset[str] | None = None
+        self._digest: str | None = None
+
+    # -- what it can do ------------------------------------------------------------------------------------------
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """Which of CAPABILITIES it has, found out once by asking it two images (not counted)."""
+        if self._capabilities is None:
+            found = {"logits"}
+            if len(self._modules) > 1:
+                found.add("features")
+            if self._batchnorms:
+                found.add("batchnorm")
+            if self._answers_with_gradient():
+                found.add("input_grad")
+            self._capabilities = frozenset(found)
+        return self._capabilities
+
+    def require(self, *needs: str, who: str) -> None:
+        """UnsupportedProblem naming `who` and the first capability that is missing."""
+        for need in needs:
+            if need not in self.capabilities:
+                has = ", ".join(c for c in CAPABILITIES if c in self.capabilities)
+                raise UnsupportedProblem(f"{who}: needs a {self.name} with {need}; this {self.name} has {has}")
+
+    def check(self) -> None:
+        """ValueError where its answers are not finite (n, k) logits for the spec's images."""
+        spec = self.spec
+        x = torch.full((2, *spec.shape), spec.middle, device=self.device)
+        x[1] = spec.low
+        counts = self._counts_copy()
+        try:
+            with torch.no_grad():
+                logits = self(x).logits
+        except (RuntimeError, TypeError, IndexError, AttributeError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ValueError(f"{self.name}: cannot be asked images of shape {spec.shape}: {reason}") from error
+        finally:
+            self.counts = counts
+        if logits.shape != (2, spec.num_classes):
+            raise ValueError(
+                f"{self.name}: expected logits of shape (n, {spec.num_classes}) for {spec.num_classes} classes, "
+                f"found {tuple(logits.shape)} for n = 2"
+            )
+        if not bool(torch.isfinite(logits).all()):  # sync
+            raise ValueError(f"{self.name}: expected finite logits, found NaN or infinity for a grey and a dark image")
+
+    @property
+    def digest(self) -> str:
+        """A hash of its parameters and buffers, to tell teachers apart."""
+        if self._digest is None:
+            hasher = hashlib.blake2b(digest_size=16)
+            for key, value in sorted(self.module.state_dict().items()):
+                if isinstance(value, Tensor):
+                    hasher.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+                    hasher.update(
+                        value.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes()
+                    )  # sync
+            self._digest = hasher.hexdigest()
+        return self._digest
+
+    # -- asking --------------------------------------------------------------------------------------------------
+
+    def __call__(self, x: Tensor, mode: BatchNormMode = "eval") -> Outputs:
+        """x (n, c, h, w) pixels -> logits (n, k) float32 and the tapped features."""
+        if mode not in BATCHNORM_MODES:
+            raise ValueError(f"mode: expected one of {', '.join(BATCHNORM_MODES)}, found {mode!r}")
+        n = x.shape[0]
+        self.counts[self.phase]["forward"] += n
+        if x.requires_grad and torch.is_grad_enabled():
+            x = _CountBackward.apply(x, self)
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with self._evaluating(mode), self._autocast():
+            logits = self.module(x)
+        features = {path: self._tapped[path].float() for path in self._taps}
+        self._tapped.clear()
+        if not isinstance(logits, Tensor):
+            raise ValueError(f"{self.name}: expected a tensor of logits (n, k), found {type(logits).__name__}")
+        return Outputs(logits.float(), features, ((n, mode),), self.precision_now)
+
+    def label(self, x: Tensor, labelling: Labelling) -> Outputs:
+        """x (n, c, h, w), asked run by run, each in its own mode."""
+        if len(labelling) == 1:
+            return self(x, labelling[0][1])
+        answers = [
+            self(part, mode) for part, (_, mode) in zip(x.split([r for r, _ in labelling]), labelling, strict=True)
+        ]
+        features = {path: torch.cat([a.features[path] for a in answers]) for path in self._taps}
+        return Outputs(torch.cat([a.logits for a in answers]), features, labelling, self.precision_now)
+
+    @property
+    def precision_now(self) -> str:
+        """bfloat16 only where images are labelled or scored."""
+        return "float32" if self.phase == "synthesise" else self.precision
+
+    def _autocast(self) -> Any:
+        if self.precision_now == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    @contextmanager
+    def _evaluating(self, mode: BatchNormMode) -> Iterator[None]:
+        """Evaluation mode for all, BatchNorm as `mode` says; only what differs is switched and switched back."""
+        changed = [part for part in self._modules if part.training]
+        for part in changed:
+            part.training = False
+        batch = [part for _, part in self._batchnorms if part.track_running_stats] if mode == "batch" else ()
+        for part in batch:
+            # without `track_running_stats` torch passes no running buffers: nothing is read and nothing is written
+            part.training, part.track_running_stats = True, False
+        try:
+            yield
+        finally:
+            for part in batch:
+                part.training, part.track_running_stats = False, True
+            for part in changed:
+                part.training = True
+
+    def _answers_with_gradient(self) -> bool:
+        counts = self._counts_copy()
+        x = torch.full((2, *self.spec.shape), self.spec.middle, device=self.device, requires_grad=True)
+        try:
+            with torch.enable_grad():
+                return bool(self(x).logits.requires_grad)
+        except (RuntimeError, TypeError, IndexError, AttributeError):
+            return False
+        finally:
+            self.counts = counts
+
+    def _counts_copy(self) -> dict[str, dict[str, int]]:
+        return {phase: dict(count) for phase, count in self.counts.items()}
+
+    # -- blocks --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def counting(self, phase: Phase) -> Iterator[None]:
+        """Inside, images are counted under this phase."""
+        before, self.phase = self.phase, phase
+        try:
+            yield
+        finally:
+            self.phase = before
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Inside, no parameter asks for a gradient; the input's gradient is still computed."""
+        thawed = [p for p in self.module.parameters() if p.requires_grad]
+        for parameter in thawed:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in thawed:
+                parameter.requires_grad_(True)
+
+    @contextmanager
+    def batchnorm_inputs(self) -> Iterator[list[BatchNormInput]]:
+        """Inside, every call fills the list (emptied first) with one entry for each BatchNorm layer, in call order."""
+        self.require("batchnorm", who="batchnorm_inputs")
+        seen: list[BatchNormInput] = []
+
+        def hook(path: str, part: _BatchNorm) -> Any:
+            def before(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+                x = args[0].float()
+                var, mean = torch.var_mean(x, dim=[d for d in range(x.ndim) if d != 1], correction=0)
+                running_mean, running_var = part.running_mean, part.running_var
+                assert running_mean is not None
+                assert running_var is not None  # only layers that store them are hooked
+                seen.append(BatchNormInput(path, mean, var, running_mean.float(), running_var.float()))
+
+            return before
+
+        handles = [part.register_forward_pre_hook(hook(path, part)) for path, part in self._batchnorms]
+        handles.append(self.module.register_forward_pre_hook(lambda *_: seen.clear(), prepend=True))
+        try:
+            yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def taps(self, *paths: str) -> Iterator[None]:
+        """Inside, every answer's `features` has what these modules gave. ValueError for an unknown path."""
+        known = dict(self.module.named_modules())
+        for path in paths:
+            if path not in known or path == "":
+                raise unknown(f"module path of the {self.name}", path, [k for k in known if k])
+
+        def hook(path: str) -> Any:
+            def after(_: nn.Module, __: Any, output: Any) -> None:
+                self._tapped[path] = output
+
+            return after
+
+        before, self._taps = self._taps, tuple(dict.fromkeys((*self._taps, *paths)))
+        handles = [known[path].register_forward_hook(hook(path)) for path in paths]
+        try:
+            yield
+        finally:
+            self._taps = before
+            for handle in handles:
+                handle.remove()
+
+    # -- what it was asked ---------------------------------------------------------------------------------------
+
+    @property
+    def images(self) -> int:
+        """Forward and backward images of synthesis and labelling: the unit of budgets."""
+        return sum(sum(self.counts[phase].values()) for phase in ("synthesise", "label"))
+
+    def charge(self, counts: dict[str, int], phase: Phase = "synthesise") -> None:
+        """Adds images that were asked on this run's behalf elsewhere (a shared bank)."""
+        for direction, images in counts.items():
+            self.counts[phase][direction] += images
+
+
+@dataclass
+class Problem:
+    """The teacher, the student, and how far the run is. It holds no data.
+
+    progress in [0, 1] and horizon (planned steps) are set by the engine. banks: a folder where pools that do not
+    depend on the student keep what they made, so that runs of one comparison share it; seed: the run's root seed, the
+    same for all samplers of that run.
+    """
+
+    teacher: Probe
+    student: Probe
+    spec: InputSpec
+    device: torch.device
+    progress: float = 0.0
+    horizon: int = 1
+    seed: int = 0
+    banks: Path | None = None
+    charged_seconds: float = field(default=0.0)
+
+    def label(self, batch: Batch, taps: Sequence[str] = ()) -> Outputs:
+        """The teacher's detached answers to these rows: those carried where they fit the request, else asked now."""
+        teacher = self.teacher
+        with teacher.counting("label"):
+            carried = batch.teacher
+            if (
+                carried is not None
+                and carried.labelling == batch.labelling
+                and carried.precision == teacher.precision_now
+                and all(path in carried.features for path in taps)
+            ):
+                return carried
+            with torch.no_grad(), teacher.taps(*taps) if taps else nullcontext():
+                return teacher.label(batch.x, batch.labelling)
+
+    @contextmanager
+    def searching(self) -> Iterator[None]:
+        """Inside, both models are frozen and what they are asked counts as synthesis."""
+        with ExitStack() as stack:
+            for probe in (self.teacher, self.student):
+                stack.enter_context(probe.frozen())
+                stack.enter_context(probe.counting("synthesise"))
+            yield

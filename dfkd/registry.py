@@ -1,0 +1,42 @@
+"""The explicit tables: what there is by name, and where it is defined. Nothing is imported until it is asked for."""
+
+from importlib import import_module
+from typing import Any
+
+from dfkd.naming import unknown
+
+__all__ = ["LOSSES", "SAMPLERS", "find"]
+
+SAMPLERS = {
+    "real": "samplers.real:Real",
+    "uniform": "samplers.noise:Uniform",
+    "gaussian": "samplers.noise:Gaussian",
+    "smoothed": "samplers.noise:Smoothed",
+    "mixup": "samplers.mixup:Mixup",
+    "cutmix": "samplers.cutmix:CutMix",
+    "deep_inversion": "samplers.deep_inversion:DeepInversion",
+    "generative": "samplers.generative:Generative",
+    "adversarial": "samplers.adversarial:Adversarial",
+    "mixture": "samplers.mixture:Mixture",
+    "pooled": "samplers.pooled:Pooled",
+    "augmented": "samplers.augmented:Augmented",
+    "balanced": "samplers.balanced:Balanced",
+}
+
+LOSSES = {
+    "kl": "dfkd.losses.response:KL",
+    "reverse_kl": "dfkd.losses.response:ReverseKL",
+    "js": "dfkd.losses.response:JensenShannon",
+    "logit_mse": "dfkd.losses.response:LogitMSE",
+    "logit_l1": "dfkd.losses.response:LogitL1",
+    "hard_label": "dfkd.losses.response:HardLabel",
+    "label_ce": "dfkd.losses.response:LabelCrossEntropy",
+}
+
+
+def find(what: str, name: str, table: dict[str, str]) -> Any:
+    """The object behind a name of a table; ValueError with the nearest name where it is not in it."""
+    if name not in table:
+        raise unknown(what, name, table)
+    module, _, attribute = table[name].partition(":")
+    return getattr(import_module(module), attribute)
