@@ -1,0 +1,229 @@
+"""How far the student's class probabilities, logits or top class are from the teacher's.
+
+Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network. 2015. arXiv:1503.02531.
+Probabilities softened as in eq. 1; their factor temperature squared is `scale`, applied by `combine` alone. Reverse KL,
+Jensen-Shannon and the plain logit distances are standard divergences beside it: no paper of their own.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dfkd.problem import Problem
+from dfkd.types import Batch, Outputs
+
+NO_TAPS: Mapping[str, tuple[str, ...]] = {"student": (), "teacher": ()}
+
+
+def _same_shape(student_logits: Tensor, teacher_logits: Tensor) -> None:
+    if student_logits.shape != teacher_logits.shape:
+        expected, found = tuple(student_logits.shape), tuple(teacher_logits.shape)
+        raise ValueError(f"teacher_logits: expected shape {expected}, found {found}")
+
+
+def _log_probabilities(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """(student's, teacher's) log-probabilities, each (n, k) float32."""
+    _same_shape(student_logits, teacher_logits)
+    log_q = (student_logits.float() / temperature).log_softmax(dim=1)
+    log_p = (teacher_logits.float() / temperature).log_softmax(dim=1)
+    return log_q, log_p
+
+
+def kl_nats(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student): two (n, k) -> (n,) nats, zero where the models agree."""
+    log_q, log_p = _log_probabilities(student_logits, teacher_logits, temperature)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1)
+
+
+def reverse_kl_nats(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(student || teacher): two (n, k) -> (n,) nats, zero where the models agree."""
+    log_q, log_p = _log_probabilities(student_logits, teacher_logits, temperature)
+    return (log_q.exp() * (log_q - log_p)).sum(dim=1)
+
+
+def js_nats(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Half of KL(p || m) + KL(q || m), m = (p + q) / 2: two (n, k) -> (n,) nats in [0, ln 2], symmetric."""
+    log_q, log_p = _log_probabilities(student_logits, teacher_logits, temperature)
+    log_m = torch.logaddexp(log_q, log_p) - math.log(2.0)
+    halves = log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)
+    return 0.5 * halves.sum(dim=1)
+
+
+def _require_temperature(temperature: float) -> None:
+    if not 0.0 < temperature < math.inf:
+        raise ValueError(f"temperature: expected a number > 0, found {temperature!r}")
+
+
+@dataclass(frozen=True)
+class KL:
+    """KL(teacher || student) in nats. temperature: > 0, no unit; the higher, the more the unlikely classes count."""
+
+    temperature: float = 1.0
+    name: ClassVar[str] = "kl"
+    needs: ClassVar[Mapping[str, tuple[str, ...]]] = NO_TAPS
+    input_grad: ClassVar[bool] = False
+    coupled: ClassVar[bool] = False
+    uses_teacher: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _require_temperature(self.temperature)
+
+    @property
+    def scale(self) -> float:
+        return self.temperature**2
+
+    def init(self, problem: Problem, seed: int) -> nn.Module | None:
+        del problem, seed  # nothing to train beside the student
+        return None
+
+    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
+        del batch
+        return kl_nats(student.logits, teacher.logits, self.temperature)
+
+
+@dataclass(frozen=True)
+class ReverseKL:
+    """KL(student || teacher) in nats. temperature: > 0, no unit; the higher, the more the unlikely classes count."""
+
+    temperature: float = 1.0
+    name: ClassVar[str] = "reverse_kl"
+    needs: ClassVar[Mapping[str, tuple[str, ...]]] = NO_TAPS
+    input_grad: ClassVar[bool] = False
+    coupled: ClassVar[bool] = False
+    uses_teacher: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _require_temperature(self.temperature)
+
+    @property
+    def scale(self) -> float:
+        return self.temperature**2
+
+    def init(self, problem: Problem, seed: int) -> nn.Module | None:
+        del problem, seed  # nothing to train beside the student
+        return None
+
+    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
+        del batch
+        return reverse_kl_nats(student.logits, teacher.logits, self.temperature)
+
+
+@dataclass(frozen=True)
+class JensenShannon:
+    """Jensen-Shannon in nats. temperature: > 0, no unit; the higher, the more the unlikely classes count."""
+
+    temperature: float = 1.0
+    name: ClassVar[str] = "js"
+    needs: ClassVar[Mapping[str, tuple[str, ...]]] = NO_TAPS
+    input_grad: ClassVar[bool] = False
+    coupled: ClassVar[bool] = False
+    uses_teacher: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _require_temperature(self.temperature)
+
+    @property
+    def scale(self) -> float:
+        return self.temperature**2
+
+    def init(self, problem: Problem, seed: int) -> nn.Module | None:
+        del problem, seed  # nothing to train beside the student
+        return None
+
+    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
+        del batch
+        return js_nats(student.logits, teacher.logits, self.temperature)
+
+
+@dataclass(frozen=True)
+class LogitMSE:
+    """Sum over classes of squared logit differences, in squared logits. No options."""
+
+    name: ClassVar[str] = "logit_mse"
+    needs: ClassVar[Mapping[str, tuple[str, ...]]] = NO_TAPS
+    input_grad: ClassVar[bool] = False
+    coupled: ClassVar[bool] = False
+    uses_teacher: ClassVar[bool] = True
+    scale: ClassVar[float] = 1.0
+
+    def init(self, problem: Problem, seed: int) -> nn.Module | None:
+        del problem, seed  # nothing to train beside the student
+        return None
+
+    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
+        del batch
+        _same_shape(student.logits, teacher.logits)
+        return (student.logits.float() - teacher.logits.float()).square().sum(dim=1)
+
+
+@dataclass(frozen=True)
+class LogitL1:
+    """Sum over classes of absolute logit differences, in logits. No options."""
+
+    name: ClassVar[str] = "logit_l1"
+    needs: ClassVar[Mapping[str, tuple[str, ...]]] = NO_TAPS
+    input_grad: ClassVar[bool] = False
+    coupled: ClassVar[bool] = False
+    uses_teacher: ClassVar[bool] = True
+    scale: ClassVar[float] = 1.0
+
+    def init(self, problem: Problem, seed: int) -> nn.Module | None:
+        del problem, seed  # nothing to train beside the student
+        return None
+
+    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
+        del batch
+        _same_shape(student.logits, teacher.logits)
+        return (student.logits.float() - teacher.logits.float()).abs().sum(dim=1)
+
+
+@dataclass(frozen=True)
+class HardLabel:
+    """Cross-entropy of the student with the teacher's top class, in nats. No options."""
+
+    name: ClassVar[str] = "hard_label"
+    needs: ClassVar[Mapping[str, tuple[str, ...]]] = NO_TAPS
+    input_grad: ClassVar[bool] = False
+    coupled: ClassVar[bool] = False
+    uses_teacher: ClassVar[bool] = True
+    scale: ClassVar[float] = 1.0
+
+    def init(self, problem: Problem, seed: int) -> nn.Module | None:
+        del problem, seed  # nothing to train beside the student
+        return None
+
+    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
+        del batch
+        _same_shape(student.logits, teacher.logits)
+        return functional.cross_entropy(student.logits.float(), teacher.logits.argmax(dim=1), reduction="none")
+
+
+@dataclass(frozen=True)
+class LabelCrossEntropy:
+    """Cross-entropy of the student with the batch's true labels, (n,) or mixed (n, k), in nats. No options."""
+
+    name: ClassVar[str] = "label_ce"
+    needs: ClassVar[Mapping[str, tuple[str, ...]]] = NO_TAPS
+    input_grad: ClassVar[bool] = False
+    coupled: ClassVar[bool] = False
+    uses_teacher: ClassVar[bool] = False
+    scale: ClassVar[float] = 1.0
+
+    def init(self, problem: Problem, seed: int) -> nn.Module | None:
+        del problem, seed  # nothing to train beside the student
+        return None
+
+    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
+        del teacher
+        y = batch.require_y(self.name)
+        logits = student.logits.float()
+        if y.ndim == 2:
+            if y.shape != logits.shape:
+                raise ValueError(f"y: expected shape {tuple(logits.shape)}, found {tuple(y.shape)}")
+            return -(y.float() * logits.log_softmax(dim=1)).sum(dim=1)
+        return functional.cross_entropy(logits, y, reduction="none")
