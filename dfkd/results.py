@@ -24,7 +24,8 @@ STATUSES: tuple[str, ...] = get_args(Status)
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "status": STATUSES,
-    "labelling": ("eval", "batch", "mixed"),
+    "labelling": ("eval", "batch", "mixed", "unknown"),
+    "teacher_batchnorm": ("eval", "batch"),
     "student_train": ("train", "fixed"),
     "student_batchnorm": ("eval", "batch", "recalibrated"),
 }
@@ -41,7 +42,8 @@ class Line:
 
     sampler: the label, unique in a comparison; kind: its name in the registry. value: finite, or None where there is
     none; always None for a run that is not `ok`. teacher_images: forward + backward of synthesis and labelling; the
-    parts follow it. labelling, student_train, student_batchnorm: the BatchNorm modes the number was made in.
+    parts follow it. labelling, teacher_batchnorm, student_train, student_batchnorm: the BatchNorm modes the number was
+    made in: the teacher's when it labelled and when it was compared with, the student's in training and in scoring.
     """
 
     sampler: str
@@ -61,7 +63,8 @@ class Line:
     label_backward: int = 0
     evaluate_forward: int = 0
     synthesise_seconds: float = 0.0
-    labelling: str = "eval"
+    labelling: str = "unknown"
+    teacher_batchnorm: str = "eval"
     student_train: str = "train"
     student_batchnorm: str = "eval"
 
@@ -81,13 +84,20 @@ class Line:
         found = json.loads(text, parse_constant=_refuse)
         if not isinstance(found, dict):
             raise ValueError(f"expected a JSON object, found {type(found).__name__}")
+        return cls.from_dict(found)
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> "Line":
         names = [field.name for field in fields(cls)]
         for name in names[:9]:
             if name not in found:
                 close = nearest(name, set(found) - set(names))
                 hint = f"; the nearest is {close!r}" if close else ""
                 raise ValueError(f"key {name!r} is missing{hint}")
-        return cls(**{name: found[name] for name in names if name in found})
+        known = {name: found[name] for name in names if name in found}
+        if known.get("labelling", "") is None:
+            known["labelling"] = "unknown"  # a run that ended before anything was labelled
+        return cls(**known)
 
 
 def _refuse(constant: str) -> float:
@@ -115,9 +125,10 @@ def _check(name: str, kind: object, value: Any) -> None:
         raise ValueError(f"{name}: expected {words} >= 0, found {value!r}")
 
 
-def append(path: Path, lines: Iterable[Line]) -> None:
+def append(path: Path, lines: Iterable[Line | Mapping[str, Any]]) -> None:
     """Add whole lines in one write, after cutting off what a killed run left torn."""
-    text = "".join(line.to_json() + "\n" for line in lines).encode()
+    checked = (line if isinstance(line, Line) else Line.from_dict(line) for line in lines)
+    text = "".join(line.to_json() + "\n" for line in checked).encode()
     if not text:
         return
     with path.open("a+b") as file:
@@ -209,8 +220,11 @@ class Summary:
             latest[line.sampler, line.seed, line.evaluation, line.metric] = line
         self.lines = list(latest.values())
         self.samplers = list(dict.fromkeys(line.sampler for line in self.lines))
-        self.evaluations = list(dict.fromkeys(line.evaluation for line in self.lines))
-        self.metrics = list(dict.fromkeys(line.metric for line in self.lines))
+        told = [line for line in self.lines if line.status == "ok"] or self.lines  # a failed run names a column only to
+        self.evaluations = list(
+            dict.fromkeys(line.evaluation for line in told)
+        )  # have a line, not because it was asked
+        self.metrics = list(dict.fromkeys(line.metric for line in told))
         self.seeds = sorted({line.seed for line in self.lines})
 
     @cached_property
