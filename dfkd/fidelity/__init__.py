@@ -1,0 +1,54 @@
+"""Did the student match the teacher, and where? Metrics, evaluation distributions, statistics, diagnostics."""
+
+from dfkd.fidelity.columns import (
+    Column,
+    as_pixels,
+    as_uint8,
+    draws_column,
+    logits,
+    test_column,
+    uniform_column,
+)
+from dfkd.fidelity.corruptions import CORRUPTIONS, corrupted, corrupted_column, parse_corruption
+from dfkd.fidelity.diagnostics import DIAGNOSTICS, Diagnosis, LayerShift, diagnose
+from dfkd.fidelity.metrics import METRICS, Metric, calibration_error, metric, rowwise, score
+from dfkd.fidelity.recalibrate import SCORING, Scoring, recalibrated, scored_logits
+from dfkd.fidelity.statistics import Difference, Spread, Verdict, holm, leads, paired_difference, spread
+from dfkd.fidelity.worst_case import worst_case, worst_case_column
+
+__all__ = [
+    "CORRUPTIONS",
+    "DIAGNOSTICS",
+    "METRICS",
+    "SCORING",
+    "Column",
+    "Diagnosis",
+    "Difference",
+    "LayerShift",
+    "Metric",
+    "Scoring",
+    "Spread",
+    "Verdict",
+    "as_pixels",
+    "as_uint8",
+    "calibration_error",
+    "corrupted",
+    "corrupted_column",
+    "diagnose",
+    "draws_column",
+    "holm",
+    "leads",
+    "logits",
+    "metric",
+    "paired_difference",
+    "parse_corruption",
+    "recalibrated",
+    "rowwise",
+    "score",
+    "scored_logits",
+    "spread",
+    "test_column",
+    "uniform_column",
+    "worst_case",
+    "worst_case_column",
+]

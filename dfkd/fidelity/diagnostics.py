@@ -1,0 +1,149 @@
+"""What a teacher alone says about a sampler's images, before any student is trained.
+
+Yin et al.: Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion. 2020. arXiv:1912.08795 (the distance to
+the stored BatchNorm statistics). Wang et al.: What Makes a "Good" Data Augmentation in Knowledge Distillation - A
+Statistical Perspective. 2020. arXiv:2012.02909 (the spread of the mean prediction; over batches is this project's
+reading). Changed: distances are in the standard deviations that a layer divides by, so that they compare across layers
+and teachers.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from dfkd.fidelity.columns import as_pixels, chunks
+from dfkd.fidelity.metrics import Metric
+from dfkd.problem import BatchNormInput, Probe
+from dfkd.types import BatchNormMode, InputSpec, Labelling, whole
+
+__all__ = ["DIAGNOSTICS", "Diagnosis", "LayerShift", "diagnose"]
+
+DIAGNOSTICS: Final[Mapping[str, Metric]] = {
+    "histogram_entropy": Metric("entropy of how often the teacher names each class, over ln k", None),
+    "mean_prediction_entropy": Metric("entropy of the teacher's mean probabilities, over ln k", None),
+    "mean_confidence": Metric("mean of the teacher's largest probability", None),
+    "mean_entropy": Metric("mean entropy of the teacher's probabilities", None, "nats"),
+    "mean_prediction_spread": Metric("how much a batch's mean probabilities change from batch to batch", False),
+    "batchnorm_shift": Metric("how far the layers' inputs lie from what the teacher has stored", False, "deviations"),
+    "batchnorm_gauss": Metric("the same as KL of two normal distributions per channel", False, "nats"),
+    "pixel_mean": Metric("mean pixel", None, "pixels"),
+    "pixel_std": Metric("standard deviation of the pixels", None, "pixels"),
+}
+
+
+@dataclass(frozen=True)
+class LayerShift:
+    """One BatchNorm layer: mean over its channels of |mu_b - mu_r| / sigma_r, and of KL(N(r) || N(b))."""
+
+    name: str
+    shift: float
+    gauss: float
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """values: by the names of DIAGNOSTICS, None where undefined. layers: in call order, empty without BatchNorm."""
+
+    values: Mapping[str, float | None]
+    layers: tuple[LayerShift, ...]
+
+
+def diagnose(
+    teacher: Probe,
+    x: Tensor,
+    spec: InputSpec,
+    labelling: BatchNormMode | Labelling = "eval",
+    batch: int = 256,
+) -> Diagnosis:
+    """x (n, c, h, w) uint8 or pixels; the teacher is asked run by run in batches, counted under "evaluate".
+
+    The spread over batches depends on `batch` and is None for one batch; nothing else depends on it in mode `eval`.
+    """
+    runs = whole(len(x), labelling) if isinstance(labelling, str) else labelling
+    if len(x) < 1 or sum(rows for rows, _ in runs) != len(x):
+        raise ValueError(f"labelling: expected runs that add up to {len(x)} rows, found {runs!r}")
+    log_p, moments, sizes = _ask(teacher, x, spec, runs, batch)
+    layers = tuple(moments[place].summary(_eps(teacher, moments[place].name)) for place in sorted(moments))
+    pixels = as_pixels(x, spec).double()
+    values: dict[str, float | None] = {
+        **_predictions(log_p, sizes),
+        "batchnorm_shift": sum(layer.shift for layer in layers) / len(layers) if layers else None,
+        "batchnorm_gauss": sum(layer.gauss for layer in layers) / len(layers) if layers else None,
+        "pixel_mean": float(pixels.mean()),  # sync
+        "pixel_std": float(pixels.std(correction=0)),  # sync
+    }
+    return Diagnosis(values, layers)
+
+
+class _Moments:
+    """A layer's mean and mean square (c,), weighted by rows: exact over all of them, however they were batched."""
+
+    def __init__(self, seen: BatchNormInput) -> None:
+        self.name, self.rows = seen.name, 0
+        self.running_mean, self.running_var = seen.running_mean.double(), seen.running_var.double()
+        self.sum, self.squares = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_mean)
+
+    def add(self, seen: BatchNormInput, rows: int) -> None:
+        mean = seen.mean.double()
+        self.rows += rows
+        self.sum += rows * mean
+        self.squares += rows * (seen.var.double() + mean.square())
+
+    def summary(self, eps: float) -> LayerShift:
+        mean = self.sum / self.rows
+        var_b = (self.squares / self.rows - mean.square()).clamp_min(0.0) + eps
+        var_r = self.running_var + eps
+        gap = (mean - self.running_mean).abs()
+        gauss = 0.5 * (var_b / var_r).log() - 0.5 + (var_r + gap.square()) / (2.0 * var_b)
+        return LayerShift(self.name, float((gap / var_r.sqrt()).mean()), float(gauss.mean()))  # sync
+
+
+def _ask(
+    teacher: Probe, x: Tensor, spec: InputSpec, runs: Labelling, batch: int
+) -> tuple[Tensor, dict[int, _Moments], list[int]]:
+    """-> log-probabilities (n, k) float64 in the order asked, moments by place in the call order, batch sizes."""
+    answers, sizes = [], []
+    moments: dict[int, _Moments] = {}
+    start = 0
+    has_batchnorm = "batchnorm" in teacher.capabilities
+    with teacher.counting("evaluate"), torch.no_grad():
+        for rows, mode in runs:
+            for part in chunks(rows, batch, mixed=mode == "batch"):
+                pixels = as_pixels(x[(start + part).to(x.device)].to(teacher.device), spec)
+                if has_batchnorm:
+                    with teacher.batchnorm_inputs() as seen:
+                        logits = teacher(pixels, mode).logits
+                    for place, entry in enumerate(seen):
+                        moments.setdefault(place, _Moments(entry)).add(entry, len(part))
+                else:
+                    logits = teacher(pixels, mode).logits
+                answers.append(logits.double().log_softmax(dim=1).cpu())  # sync
+                sizes.append(len(part))
+            start += rows
+    return torch.cat(answers), moments, sizes
+
+
+def _eps(teacher: Probe, name: str) -> float:
+    """What the layer adds to a variance before it divides by its root."""
+    return float(getattr(teacher.module.get_submodule(name), "eps", 1e-5))
+
+
+def _predictions(log_p: Tensor, sizes: list[int]) -> dict[str, float | None]:
+    p = log_p.exp()
+    n, k = p.shape
+    by_batch = torch.stack([part.mean(dim=0) for part in p.split(sizes)])  # (batches, k)
+    return {
+        "histogram_entropy": _entropy(torch.bincount(log_p.argmax(dim=1), minlength=k).double() / n) / math.log(k),
+        "mean_prediction_entropy": _entropy(p.mean(dim=0)) / math.log(k),
+        "mean_confidence": float(p.amax(dim=1).mean()),  # sync
+        "mean_entropy": float(-(p * log_p).sum(dim=1).mean()),  # sync
+        "mean_prediction_spread": float(by_batch.std(dim=0).mean()) if len(sizes) > 1 else None,  # sync
+    }
+
+
+def _entropy(p: Tensor) -> float:
+    return float(-torch.special.xlogy(p, p).sum())  # sync
