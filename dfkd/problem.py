@@ -166,11 +166,25 @@ class Probe:
             x = x.contiguous(memory_format=torch.channels_last)
         with self._evaluating(mode), self._autocast():
             logits = self.module(x)
+        return self._outputs(logits, ((n, mode),))
+
+    def learn(self, x: Tensor) -> Outputs:
+        """Answers of the module as it stands: in training, dropout and BatchNorm do what their modes say.
+
+        For the engine alone, which owns the student. Counted and rounded as labelling.
+        """
+        with self.counting("label"), self._autocast():
+            self.counts["label"]["forward"] += x.shape[0]
+            if self.channels_last:
+                x = x.contiguous(memory_format=torch.channels_last)
+            return self._outputs(self.module(x), ((x.shape[0], "batch"),))
+
+    def _outputs(self, logits: Any, labelling: Labelling) -> Outputs:
         features = {path: self._tapped[path].float() for path in self._taps}
         self._tapped.clear()
         if not isinstance(logits, Tensor):
             raise ValueError(f"{self.name}: expected a tensor of logits (n, k), found {type(logits).__name__}")
-        return Outputs(logits.float(), features, ((n, mode),), self.precision_now)
+        return Outputs(logits.float(), features, labelling, self.precision_now)
 
     def label(self, x: Tensor, labelling: Labelling) -> Outputs:
         """x (n, c, h, w), asked run by run, each in its own mode."""

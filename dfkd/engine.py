@@ -1,0 +1,347 @@
+"""The loop that minimises an objective over inputs from a sampler: one step, the run, and its exact continuation.
+
+One step: draw, ask the teacher (unless its answers are carried), ask the student, objective, backward, optimiser,
+observe. Nothing in it waits for the device; the loss is summed there and read at log points and checkpoints. There
+the run also looks whether loss, parameters and buffers are finite. Where they are not it stops as `diverged`: the
+student is put back to the last point that was found finite (the start, at the earliest), `steps` stays at the step that
+was reached, and the checkpoint file remains that of the last finite point.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dfkd import checkpoint as files
+from dfkd.interfaces import Sampler
+from dfkd.losses import Objective
+from dfkd.problem import PHASES, Problem
+from dfkd.rng import derive, initialised
+from dfkd.runtime import Bar, Interruption, Stopwatch, agree, clock
+from dfkd.schedule import Budget, Optimiser
+from dfkd.types import Batch, Outputs
+
+__all__ = ["Budget", "Optimiser", "Training", "train"]
+
+Status = Literal["ok", "diverged", "interrupted"]
+Monitor = Callable[[], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a run leaves beside the trained student.
+
+    seconds: all of it but what `monitor` took, charged banks included; synthesise_seconds: the part inside `init` and
+    `draw`. curve: one line for each log point, loss being the mean since the line before. counts: images through the
+    teacher in this run, by phase.
+    """
+
+    status: Status
+    steps: int
+    seconds: float
+    synthesise_seconds: float
+    curve: list[dict[str, float]]
+    sampler_state: Any
+    counts: dict[str, dict[str, int]]
+
+
+def train(
+    problem: Problem,
+    sampler: Sampler,
+    objective: Objective,
+    budget: Budget,
+    optimiser: Optimiser,
+    seed: int,
+    *,
+    student_batchnorm: str = "train",
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    identity: str = "",
+    monitor: Monitor | None = None,
+    log_points: int = 20,
+    show_progress: bool = False,
+) -> Training:
+    """Trains `problem.student.module` in place on what the sampler draws; continues `checkpoint` where there is one.
+
+    student_batchnorm: `train` (the batch's statistics, stored ones follow) or `fixed` (stored ones, never moved).
+    monitor: called at log points; what it returns joins the curve, its time and images do not count.
+    """
+    if student_batchnorm not in ("train", "fixed"):
+        raise ValueError(f"student_batchnorm: expected train or fixed, found {student_batchnorm!r}")
+    if log_points < 1:
+        raise ValueError(f"log_points: expected an integer >= 1, found {log_points!r}")
+    settings = repr((int(seed), budget, optimiser, student_batchnorm, log_points))
+    identity = f"{identity}/{hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()}"
+    with ExitStack() as stack:
+        interruption = stack.enter_context(Interruption().watching())
+        # dropout is the only user of the global generator: it gets the run's own, and the caller's is put back
+        stack.enter_context(initialised(derive(seed, "student")))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast(problem.device.type, enabled=False))
+        stack.enter_context(_modes(problem.student.module, "train", student_batchnorm == "fixed"))
+        stack.enter_context(_modes(problem.teacher.module, "eval"))  # so that asking it switches nothing
+        stack.enter_context(problem.teacher.counting("synthesise"))
+        stack.enter_context(problem.student.counting("synthesise"))
+        bar = Bar(sampler.name, show_progress)
+        stack.callback(bar.close)
+        run = _Run(problem, sampler, objective, budget, optimiser, seed, log_points, monitor)
+        if checkpoint is not None and checkpoint.exists():
+            run.load_state_dict(files.load(checkpoint, identity, problem.device))
+
+        def save() -> None:
+            if checkpoint is not None:
+                files.save(checkpoint, run.state_dict(), identity, problem.device)
+
+        status = _loop(run, interruption, bar, save, math.inf if checkpoint is None else checkpoint_seconds)
+        return run.result(status)
+
+
+def _loop(run: "_Run", interruption: Interruption, bar: Bar, save: Callable[[], None], every: float) -> Status:
+    """Steps until the budget is spent, SIGTERM came, or something is not finite."""
+    saved = time.monotonic()
+    while not agree(run.progress >= 1.0):
+        run.step()
+        logging = run.at_log_point
+        stopping = agree(interruption.requested)
+        saving = stopping or agree(time.monotonic() - saved >= every)
+        if (logging or saving) and agree(not run.finite()):
+            run.restore()
+            return "diverged"
+        if logging:
+            run.log()
+        if saving:
+            save()
+            saved = time.monotonic()
+        if stopping and run.progress < 1.0:
+            return "interrupted"
+        bar.update(run.progress)
+    save()
+    return "ok"
+
+
+@contextmanager
+def _modes(module: nn.Module, mode: Literal["train", "eval"], batchnorm_fixed: bool = False) -> Iterator[None]:
+    """Inside, all parts stand in this mode (BatchNorm in `eval` where it is fixed); as before afterwards."""
+    before = [(part, part.training) for part in module.modules()]
+    for part, _ in before:
+        part.training = mode == "train" and not (batchnorm_fixed and isinstance(part, _BatchNorm))
+    try:
+        yield
+    finally:
+        for part, training in before:
+            part.training = training
+
+
+class _Run:
+    """Everything of a run that changes, and the step that changes it."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        sampler: Sampler,
+        objective: Objective,
+        budget: Budget,
+        optimiser: Optimiser,
+        seed: int,
+        log_points: int,
+        monitor: Monitor | None,
+    ) -> None:
+        self._problem, self._sampler, self._objective, self._budget = problem, sampler, objective, budget
+        self._settings, self._log_points, self._monitor = optimiser, log_points, monitor
+        needs = objective.needs
+        self._taps = {who: tuple(needs.get(who, ())) for who in ("student", "teacher")}
+        if objective.input_grad:
+            problem.teacher.require("input_grad", who="objective")
+        self._student = problem.student.module
+        self._adapters = objective.init(problem, derive(seed, "adapters"))
+        self._adapters.train()
+        self._trained = nn.ModuleList([self._student, self._adapters])
+        self._parameters = [p for p in self._trained.parameters() if p.requires_grad]
+        if not self._parameters:
+            raise ValueError("student: expected parameters to train, found none that requires a gradient")
+        self._optimiser = optimiser.build(self._parameters)
+        self._counts_before = _copy(problem.teacher.counts)
+        self._charged_before = problem.charged_seconds
+        self._began, self._paused, self._seconds_before, self._synthesis_before = clock(problem.device), 0.0, 0.0, 0.0
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=problem.device)
+        self._loss_steps, self._steps, self._logged = 0, 0, 0
+        self._curve: list[dict[str, float]] = []
+        self._watch = Stopwatch(problem.device)
+        self._advance()
+        self._watch.start()
+        self._state = sampler.init(problem, derive(seed, "sampler"))
+        self._watch.stop()
+        self._good = _snapshot(self._student)
+        self._advance()
+
+    # -- the clock -----------------------------------------------------------------------------------------------
+
+    @property
+    def progress(self) -> float:
+        return self._problem.progress
+
+    def _seconds(self, now: float) -> float:
+        charged = self._problem.charged_seconds - self._charged_before
+        return self._seconds_before + now - self._began - self._paused + charged
+
+    def _images(self) -> int:
+        before = sum(sum(self._counts_before[phase].values()) for phase in ("synthesise", "label"))
+        return self._problem.teacher.images - before
+
+    def _advance(self) -> None:
+        """Sets the problem's clock from what was spent; host numbers only."""
+        budget, problem = self._budget, self._problem
+        problem.progress = budget.progress(self._steps, self._images(), self._seconds(time.perf_counter()))
+        problem.horizon = budget.horizon(self._steps, problem.progress)
+
+    # -- one step ------------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        rate = self._settings.rate(self._problem.progress)
+        self._watch.start()
+        batch = self._sampler.draw(self._state, self._problem, self._budget.batch)
+        self._watch.stop()
+        student, teacher, asked = self._ask(batch)
+        evaluated = self._objective(student, teacher, asked, self._adapters)
+        self._optimiser.zero_grad()
+        if self._objective.input_grad:  # not into x, nor through the teacher
+            torch.autograd.backward(evaluated.total, inputs=self._parameters)
+        else:
+            evaluated.total.backward()
+        if self._settings.clip is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self._settings.clip)
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        self._optimiser.step()
+        self._sampler.observe(self._state, batch, evaluated.rows)
+        self._loss_sum += evaluated.total.detach()
+        self._loss_steps += 1
+        self._steps += 1
+        self._advance()
+
+    def _ask(self, batch: Batch) -> tuple[Outputs, Outputs, Batch]:
+        """Both models' answers, and the batch they belong to (its x a leaf where a loss differentiates in x)."""
+        problem, objective = self._problem, self._objective
+        teacher: Outputs | None = None
+        if objective.input_grad:
+            batch = batch.with_x(batch.x.detach().requires_grad_(True))
+            with (
+                problem.teacher.counting("label"),
+                problem.teacher.frozen(),
+                problem.teacher.taps(*self._taps["teacher"]),
+            ):
+                teacher = problem.teacher.label(batch.x, batch.labelling)
+        elif objective.uses_teacher:
+            teacher = problem.label(batch, self._taps["teacher"])
+        taps = self._taps["student"]
+        with problem.student.taps(*taps) if taps else nullcontext():
+            student = problem.student.learn(batch.x)
+        # where no loss reads the teacher it was not asked: the student's own answers stand in for it
+        return student, student.detach() if teacher is None else teacher, batch
+
+    # -- log points ----------------------------------------------------------------------------------------------
+
+    @property
+    def at_log_point(self) -> bool:
+        return self._problem.progress * self._log_points >= self._logged + 1 - 1e-9
+
+    def finite(self) -> bool:
+        """Whether loss, parameters and buffers are; if so the student as it is now becomes the last good one."""
+        parts = [self._loss_sum, *self._trained.parameters(), *self._trained.buffers()]
+        finite = torch.stack([torch.isfinite(part).all() for part in parts]).all()
+        if not bool(finite):  # sync
+            return False
+        self._good = _snapshot(self._student)
+        return True
+
+    def restore(self) -> None:
+        self._student.load_state_dict(self._good)
+
+    def log(self) -> None:
+        """One line of the curve: the mean loss since the last one, what was spent, and what the monitor says."""
+        problem, now = self._problem, clock(self._problem.device)
+        line: dict[str, float] = {
+            "step": self._steps,
+            "teacher_images": self._images(),
+            "seconds": self._seconds(now),
+            "loss": float(self._loss_sum) / self._loss_steps,  # sync
+        }
+        if self._monitor is not None:
+            with problem.teacher.counting("evaluate"), problem.student.counting("evaluate"):
+                line.update(self._monitor())
+            self._paused += clock(problem.device) - now
+        self._curve.append(line)
+        self._loss_sum.zero_()
+        self._loss_steps = 0
+        self._logged = math.floor(problem.progress * self._log_points + 1e-9)
+
+    # -- to be saved and put back --------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        device, now = self._problem.device, clock(self._problem.device)
+        return {
+            "student": self._student.state_dict(),
+            "adapters": self._adapters.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "sampler": self._state.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "counts": self._counts(),
+            "steps": self._steps,
+            "seconds": self._seconds(now),
+            "synthesise_seconds": self._synthesis(),
+            "loss_sum": self._loss_sum,
+            "loss_steps": self._loss_steps,
+            "curve": self._curve,
+            "logged": self._logged,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        problem = self._problem
+        self._student.load_state_dict(state["student"])
+        self._adapters.load_state_dict(state["adapters"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._state.load_state_dict(state["sampler"])
+        torch.set_rng_state(state["random"].cpu())  # sync
+        if problem.device.type == "cuda" and state["random_cuda"] is not None:
+            torch.cuda.set_rng_state(state["random_cuda"].cpu(), problem.device)  # sync
+        for phase in PHASES:
+            for way, images in state["counts"][phase].items():
+                problem.teacher.counts[phase][way] = self._counts_before[phase][way] + images
+        self._steps, self._seconds_before = state["steps"], state["seconds"]
+        self._synthesis_before, self._watch = state["synthesise_seconds"], Stopwatch(problem.device)
+        # what setting up again took is neither this run's time nor charged to it twice
+        self._began, self._paused, self._charged_before = clock(problem.device), 0.0, problem.charged_seconds
+        self._loss_sum.copy_(state["loss_sum"])
+        self._loss_steps, self._logged = state["loss_steps"], state["logged"]
+        self._curve = list(state["curve"])
+        self._good = _snapshot(self._student)
+        self._advance()
+
+    def _counts(self) -> dict[str, dict[str, int]]:
+        now, before = self._problem.teacher.counts, self._counts_before
+        return {phase: {way: now[phase][way] - before[phase][way] for way in now[phase]} for phase in now}
+
+    def _synthesis(self) -> float:
+        charged = self._problem.charged_seconds - self._charged_before
+        return self._synthesis_before + self._watch.seconds() + charged
+
+    def result(self, status: Status) -> Training:
+        seconds = self._seconds(clock(self._problem.device))
+        return Training(status, self._steps, seconds, self._synthesis(), self._curve, self._state, self._counts())
+
+
+def _copy(counts: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    return {phase: dict(count) for phase, count in counts.items()}
+
+
+def _snapshot(module: nn.Module) -> dict[str, Tensor]:
+    return {key: value.detach().clone() for key, value in module.state_dict().items() if isinstance(value, Tensor)}
