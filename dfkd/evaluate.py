@@ -1,0 +1,63 @@
+"""How good a network is on labelled images: accuracy, negative log-likelihood, calibration.
+
+Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks. 2017. arXiv:1706.04599 for the expected
+calibration error, with 10 bins of equal width.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dfkd.types import as_device
+
+if TYPE_CHECKING:  # a data-free run must work where dfkd.data cannot be imported
+    from dfkd.data import Dataset
+
+__all__ = ["evaluate", "scores"]
+
+BINS = 10
+
+
+def evaluate(
+    model: nn.Module, dataset: "Dataset", batch: int = 500, device: torch.device | str | None = None
+) -> dict[str, float | int]:
+    """On the rows to test on: accuracy and ece in [0, 1], nll in nats, and how many rows.
+
+    The model takes pixels and is asked in evaluation mode; its modes are put back afterwards.
+    """
+    if batch < 1:
+        raise ValueError(f"batch: expected an integer >= 1, found {batch!r}")
+    device, test = as_device(device), dataset.test
+    if test.y is None:
+        raise ValueError(f"evaluate: {dataset.name} has no labels to test on")
+    training = {part: part.training for part in model.modules()}
+    model = model.to(device).eval()
+    logits = []
+    try:
+        with torch.no_grad():
+            for start in range(0, len(test), batch):
+                x = test.pixels(slice(start, start + batch), dataset.spec)
+                logits.append(model(x.to(device)).float())
+    finally:
+        for part, mode in training.items():
+            part.training = mode
+    return scores(torch.cat(logits), test.y.to(device))
+
+
+def scores(logits: Tensor, y: Tensor) -> dict[str, float | int]:
+    """logits (n, k), y (n,) -> accuracy, nll, ece and rows."""
+    n, k = logits.shape
+    if int(y.max()) >= k:
+        raise ValueError(f"y: expected labels from 0 to {k - 1}, found {int(y.max())}")
+    log_q = logits.double().log_softmax(dim=1)
+    confidence, guess = log_q.exp().max(dim=1)
+    right = (guess == y).double()
+    bins = (confidence * BINS).long().clamp(max=BINS - 1)
+    gaps = torch.zeros(BINS, dtype=torch.float64, device=logits.device).index_add(0, bins, right - confidence)
+    return {
+        "accuracy": float(right.mean()),
+        "nll": float(-log_q.gather(1, y[:, None]).mean()),
+        "ece": float(gaps.abs().sum() / n),
+        "rows": n,
+    }
