@@ -34,7 +34,9 @@ class Sampler(Protocol):
     name: ClassVar[str]
     data_free: ClassVar[bool]
     needs: ClassVar[tuple[str, ...]]
-    uses_student: ClassVar[bool]
+
+    @property
+    def uses_student(self) -> bool: ...
 
     def init(self, problem: Problem, seed: int) -> Any:
         """The state before the first draw. UnsupportedProblem where the teacher lacks a capability."""

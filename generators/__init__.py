@@ -1,0 +1,5 @@
+"""Networks that make images: latent vector to image. They know nothing of teachers, students or samplers."""
+
+from .trunk import Trunk
+
+__all__ = ["Trunk"]

@@ -1,0 +1,144 @@
+"""Images optimised until the teacher takes them for a class and its BatchNorm layers for the data it was trained on.
+
+Yin, Molchanov, Alvarez, Li, Mallya, Hoiem, Jha, Kautz: Dreaming to Distill: Data-free Knowledge Transfer via
+DeepInversion. 2020. arXiv:1912.08795. Changed: pixels of the box are the unit (their noise of one standard deviation
+is a quarter of it), the BatchNorm term is scaled to the teacher, classes are balanced in random order, and the
+adaptive form uses the true Jensen-Shannon divergence against the student being trained.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dfkd.problem import Problem
+from dfkd.rng import Stream, derive
+from dfkd.types import Batch, BatchNormMode, whole
+
+from .checks import a_labelling, some_rows
+from .ingredients import (
+    BatchNormWeight,
+    Best,
+    Disagreement,
+    Objective,
+    OneHot,
+    PixelNorm,
+    TotalVariation,
+    Variation,
+    batchnorm_term,
+    descend,
+    jitter,
+    noise_start,
+)
+from .ingredients.checks import at_least, between, one_of, positive, whole_at_least
+from .state import State
+
+
+@dataclass(frozen=True)
+class DeepInversion:
+    """steps: optimiser steps for each batch, >= 1. batch: images optimised together, >= 1; a draw makes as many batches
+    as it needs and cuts the last. learning_rate: Adam's, in fractions of the box, > 0, falling to 0 over a cosine.
+    batchnorm: weight of the distance to the teacher's stored statistics, >= 0, or `auto` for a weight scaled to the
+    teacher. first_layer: what the first BatchNorm layer counts in it, >= 0. class_weight: weight of the cross-entropy
+    against the class aimed at, >= 0. total_variation: weight of differences between neighbours, >= 0, and variation:
+    their norm, `l1` or `l2`. l2: weight of the distance from mid-grey, >= 0. roll: the largest random shift at each
+    step, in fractions of the side, 0 to 0.5. flip: probability of mirroring at each step, 0 to 1. adaptive: weight of
+    the disagreement with the student, >= 0; 0 never asks it. labelling: the teacher's BatchNorm mode for the images,
+    `eval` or `batch`.
+    """
+
+    steps: int = 100
+    batch: int = 256
+    learning_rate: float = 0.05
+    batchnorm: BatchNormWeight = "auto"
+    first_layer: float = 1.0
+    class_weight: float = 1.0
+    total_variation: float = 0.0
+    variation: Variation = "l1"
+    l2: float = 0.0
+    roll: float = 0.0
+    flip: float = 0.0
+    adaptive: float = 0.0
+    labelling: BatchNormMode = "eval"
+    name: ClassVar[str] = "deep_inversion"
+    data_free: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("input_grad", "batchnorm")
+
+    def __post_init__(self) -> None:
+        whole_at_least(self, 1, "steps", "batch")
+        positive(self, "learning_rate")
+        if self.batchnorm != "auto":
+            at_least(self, 0.0, "batchnorm")
+        at_least(self, 0.0, "first_layer", "class_weight", "total_variation", "l2", "adaptive")
+        one_of(self, ("l1", "l2"), "variation")
+        between(self, 0.0, 0.5, "roll")
+        between(self, 0.0, 1.0, "flip")
+        a_labelling(self.labelling)
+        if not self.objective.terms:
+            raise ValueError("class_weight: expected at least one weight above 0, found none")
+
+    @property
+    def uses_student(self) -> bool:
+        return self.objective.uses_student
+
+    @property
+    def objective(self) -> Objective:
+        return Objective(
+            (
+                (self.class_weight, OneHot("target")),
+                batchnorm_term(self.batchnorm, self.first_layer),
+                (self.total_variation, TotalVariation(self.variation)),
+                (self.l2, PixelNorm()),
+                (self.adaptive, Disagreement("js", temperature=3.0)),
+            )
+        )
+
+    def init(self, problem: Problem, seed: int) -> State:
+        terms = self.objective.init(problem, derive(seed, "terms"), who=self.name)
+        return State(stream=Stream(seed, problem.device), terms=terms)
+
+    def draw(self, state: State, problem: Problem, n: int, learn: bool = True) -> Batch:
+        del learn  # nothing to learn: the teacher's statistics are all there is
+        some_rows(n)
+        rng = state.stream.advance()
+        coins = random.Random(derive(state.stream.seed, state.stream.step, "views"))
+        rounds = [self._invert(state, problem, rng, coins) for _ in range(math.ceil(n / self.batch))]
+        x, target = (torch.cat(part)[:n] for part in zip(*((x, y) for x, y, _ in rounds), strict=True))
+        loss = torch.stack([loss for _, _, loss in rounds]).mean()
+        return Batch(x=x, target=target, info={"loss": loss}, labelling=whole(n, self.labelling))
+
+    def observe(self, state: State, batch: Batch, loss: Tensor) -> None:
+        del state, batch, loss
+
+    def _invert(
+        self, state: State, problem: Problem, rng: torch.Generator, coins: random.Random
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One batch from noise: images (n, c, h, w), the classes aimed at (n,), the loss of the images kept."""
+        spec = problem.spec
+        x = noise_start(problem, self.batch, rng).requires_grad_(True)
+        # every class equally often, in random order so that a part of the batch is balanced on average too
+        order = torch.randperm(self.batch, generator=rng, device=problem.device)
+        target = order % spec.num_classes
+        best = Best(x)
+
+        def clip() -> None:
+            with torch.no_grad():
+                x.clamp_(spec.low, spec.high)
+
+        descend(
+            problem,
+            self.objective,
+            state.terms,
+            make=lambda: x,
+            optimiser=torch.optim.Adam([x], lr=self.learning_rate * spec.span, betas=(0.5, 0.9)),
+            steps=self.steps,
+            target=target,
+            view=jitter(coins, self.roll, self.flip),
+            rate=lambda step: 0.5 * (1.0 + math.cos(math.pi * step / self.steps)),
+            after=clip,
+            best=best,
+        )
+        return best.x, target, best.loss

@@ -1,0 +1,80 @@
+"""The term on the teacher's BatchNorm layers: what they are given should have the statistics they have stored."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from dfkd.problem import BatchNormInput, Problem
+
+from .views import Views
+
+__all__ = ["AUTO", "BatchNormNorm", "BatchNormWeight", "batchnorm_distance", "batchnorm_term", "noise_start"]
+
+BatchNormWeight = float | Literal["auto"]
+
+AUTO = 10.0
+"""The weight that `auto` stands for, of the distance divided by what the teacher has for noise."""
+
+NOISE_ROWS = 256
+
+
+def noise_start(problem: Problem, n: int, generator: torch.Generator) -> Tensor:
+    """n images N(middle, (span / 4)^2), clipped to the box: where a search over pixels begins."""
+    spec = problem.spec
+    x = torch.empty(n, *spec.shape, device=problem.device)
+    return x.normal_(spec.middle, spec.span / 4, generator=generator).clamp_(spec.low, spec.high)
+
+
+def batchnorm_distance(layers: Sequence[BatchNormInput], first_layer: float = 1.0) -> Tensor:
+    """Sum over layers of |mean - stored mean| + |variance - stored variance|, Euclidean over channels, not squared."""
+    total = torch.zeros((), device=layers[0].mean.device)
+    for position, layer in enumerate(layers):
+        gap = torch.linalg.vector_norm(layer.mean - layer.running_mean)
+        gap = gap + torch.linalg.vector_norm(layer.var - layer.running_var)
+        total = total + (first_layer if position == 0 else 1.0) * gap
+    return total
+
+
+@dataclass(frozen=True)
+class BatchNormNorm:
+    """How far the statistics of the batch are from those the teacher has stored, over all its BatchNorm layers.
+
+    first_layer: what the first layer counts, >= 0. relative: divides by the distance of noise, asked once, so that a
+    weight means the same for every teacher; published weights differ a hundredfold between nets.
+    """
+
+    first_layer: float = 1.0
+    relative: bool = False
+    needs: ClassVar[tuple[str, ...]] = ("batchnorm",)
+    uses_student: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not self.first_layer >= 0.0:
+            raise ValueError(f"first_layer: expected a number >= 0, found {self.first_layer!r}")
+
+    def init(self, problem: Problem, seed: int) -> Tensor | None:
+        """The distance of noise, 0-d, where it is needed."""
+        if not self.relative:
+            return None
+        generator = torch.Generator(device=problem.device).manual_seed(seed)
+        x = noise_start(problem, NOISE_ROWS, generator)
+        with torch.no_grad(), problem.searching(), problem.teacher.batchnorm_inputs() as layers:
+            problem.teacher(x)
+            return batchnorm_distance(layers, self.first_layer)
+
+    def __call__(self, state: Tensor | None, views: Views) -> Tensor:
+        distance = batchnorm_distance(views.batchnorms, self.first_layer)
+        return distance if state is None else distance / state
+
+    def end_round(self, state: Tensor | None) -> None:
+        del state
+
+
+def batchnorm_term(weight: BatchNormWeight, first_layer: float = 1.0) -> tuple[float, BatchNormNorm]:
+    """The pair for an objective: `auto` means AUTO times the relative distance."""
+    if weight == "auto":
+        return AUTO, BatchNormNorm(first_layer, relative=True)
+    return float(weight), BatchNormNorm(first_layer)

@@ -1,0 +1,69 @@
+"""The one loop of synthesis: make images, judge them, step. Recipes differ in what they hand to it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dfkd.problem import Problem
+
+from .terms import Objective
+from .views import View, identity
+
+__all__ = ["Best", "descend"]
+
+
+class Best:
+    """The images of the least loss offered so far: a copy, chosen on the device. One per resolution stage."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x.detach().clone()
+        self.loss = torch.full((), torch.inf, device=x.device)
+
+    def offer(self, x: Tensor, loss: Tensor) -> None:
+        better = loss.detach() < self.loss  # never for NaN
+        self.x = torch.where(better, x.detach(), self.x)
+        self.loss = torch.where(better, loss.detach(), self.loss)
+
+
+def descend(
+    problem: Problem,
+    objective: Objective,
+    states: list[Any],
+    make: Callable[[], Tensor],
+    optimiser: torch.optim.Optimizer,
+    steps: int,
+    *,
+    target: Tensor | None = None,
+    view: View = identity,
+    rate: Callable[[int], float] | None = None,
+    after: Callable[[], None] | None = None,
+    best: Best | None = None,
+) -> Tensor:
+    """`steps` steps of the optimiser down the objective; the last loss, 0-d. One round.
+
+    make: the candidates with their graph to what is optimised (pixels, a generator, its latents). view: how the models
+    see them. rate: the learning rate's factor at a step. after: called after each step (a clip to the box). best: is
+    offered each step's images with their loss, before the step.
+    """
+    loss = torch.zeros((), device=problem.device)
+    base = [group["lr"] for group in optimiser.param_groups]
+    with objective.watching(problem) as look:
+        for step in range(steps):
+            if rate is not None:
+                for group, lr in zip(optimiser.param_groups, base, strict=True):
+                    group["lr"] = lr * rate(step)
+            x = make()
+            loss = objective(states, look(view(x), target))
+            if best is not None:
+                best.offer(x, loss)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            if after is not None:
+                after()
+    objective.end_round(states)
+    for group, lr in zip(optimiser.param_groups, base, strict=True):
+        group["lr"] = lr
+    return loss.detach()

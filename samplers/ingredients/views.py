@@ -1,0 +1,73 @@
+"""What the terms of an objective see: candidate images, the class aimed at, and both models' answers, asked once."""
+
+import random
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from dfkd.problem import BatchNormInput, Problem
+from dfkd.types import InputSpec, Outputs
+
+__all__ = ["View", "Views", "identity", "jitter"]
+
+View = Callable[[Tensor], Tensor]
+"""x (n, c, h, w) -> the same images as the models are shown them, differentiable."""
+
+
+class Views:
+    """One batch of candidates as all terms share it. A model is asked when a term first needs it, and only once.
+
+    x (n, c, h, w): what the models are shown, with its graph. target (n,) int64: the classes aimed at, or None.
+    """
+
+    def __init__(self, problem: Problem, x: Tensor, target: Tensor | None, watched: Sequence[BatchNormInput]) -> None:
+        self.x, self.target = x, target
+        self._problem, self._watched = problem, watched
+
+    @property
+    def spec(self) -> InputSpec:
+        return self._problem.spec
+
+    @cached_property
+    def _asked(self) -> tuple[Outputs, tuple[BatchNormInput, ...]]:
+        answers = self._problem.teacher(self.x)
+        return answers, tuple(self._watched)  # copied: the next call of the teacher empties the list
+
+    @property
+    def teacher(self) -> Outputs:
+        return self._asked[0]
+
+    @property
+    def batchnorms(self) -> tuple[BatchNormInput, ...]:
+        """What each BatchNorm layer of the teacher was given, in call order; empty where no term needs it."""
+        return self._asked[1]
+
+    @cached_property
+    def student(self) -> Outputs:
+        return self._problem.student(self.x)
+
+
+def identity(x: Tensor) -> Tensor:
+    """The images as they are."""
+    return x
+
+
+def jitter(coins: random.Random, roll: float, flip: float) -> View:
+    """A view that moves the whole batch by one random shift and mirrors it with probability `flip`.
+
+    roll: the largest shift as a fraction of the side. The coins are the host's, so no shift is read back from a GPU;
+    gradients come back through the view, so the images themselves stay where they are.
+    """
+
+    def view(x: Tensor) -> Tensor:
+        most_down, most_right = int(roll * x.shape[2]), int(roll * x.shape[3])
+        if most_down or most_right:
+            shift = coins.randint(-most_down, most_down), coins.randint(-most_right, most_right)
+            x = torch.roll(x, shift, dims=(2, 3))
+        if flip and coins.random() < flip:
+            x = x.flip(3)
+        return x
+
+    return view
