@@ -1,6 +1,6 @@
 """What every sampler's state can do: be saved and be put back, whatever it is made of."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -21,6 +21,10 @@ class State:
 
     def __getattr__(self, name: str) -> Any:  # for the type checker: parts are named at run time
         raise AttributeError(f"state has no part {name!r}")
+
+    if TYPE_CHECKING:
+
+        def __setattr__(self, name: str, part: Any) -> None: ...
 
     def state_dict(self) -> dict[str, Any]:
         return {name: _save(part) for name, part in self.__dict__.items()}

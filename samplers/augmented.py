@@ -1,0 +1,68 @@
+"""Another sampler's images, shifted, mirrored or rolled, each row in its own way.
+
+no paper. The teacher labels the changed image, so the pixels that are taught are those it was asked about.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from dfkd.augment import crop, flip, roll
+from dfkd.interfaces import Sampler
+from dfkd.problem import Problem
+from dfkd.rng import derive
+from dfkd.types import Batch
+
+from .checks import a_sampler, at_least, some_rows
+from .state import State, Stream
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """Rows of the base after a random crop, a random flip and a random roll.
+
+    base: where the images come from. crop: black pixels around the image, of which a window of its size is cut; 0 is
+    off, None takes an eighth of the shorter side (4 at 32 pixels, 1 at 8). flip: whether half of the rows are mirrored
+    left to right; off unless told, as a mirrored digit is no digit. roll: most pixels that a row is moved around its
+    edges, 0 is off.
+    """
+
+    base: Sampler
+    crop: int | None = None
+    flip: bool = False
+    roll: int = 0
+    name: ClassVar[str] = "augmented"
+    data_free: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ()
+    uses_student: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        a_sampler("base", self.base)
+        if self.crop is not None:
+            at_least("crop", self.crop, 0)
+        at_least("roll", self.roll, 0)
+        if not isinstance(self.flip, bool):
+            raise ValueError(f"flip: expected true or false, found {self.flip!r}")
+        if self.crop == 0 and not self.flip and self.roll == 0:
+            raise ValueError("crop: expected a change to the images, found crop 0, flip off and roll 0")
+
+    def init(self, problem: Problem, seed: int) -> State:
+        stream = Stream(derive(seed, self.name), problem.device)
+        return State(stream=stream, base=self.base.init(problem, derive(seed, "base")))
+
+    def draw(self, state: State, problem: Problem, n: int, learn: bool = True) -> Batch:
+        some_rows(n)
+        batch, rng, spec = self.base.draw(state.base, problem, n, learn), state.stream.advance(), problem.spec
+        x = batch.x
+        pad = max(1, min(spec.height, spec.width) // 8) if self.crop is None else self.crop
+        if pad:
+            x = crop(x, rng, pad, spec.low)
+        if self.flip:
+            x = flip(x, rng, 0.5)
+        if self.roll:
+            x = roll(x, rng, self.roll)
+        return batch.with_x(x)
+
+    def observe(self, state: State, batch: Batch, loss: Tensor) -> None:
+        self.base.observe(state.base, batch, loss)

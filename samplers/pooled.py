@@ -1,0 +1,147 @@
+"""A bank of images that another sampler adds to now and then, and from which every batch is drawn.
+
+no paper. Images are kept as bytes, 256 levels of the box, on the device, and the teacher labels what is kept, once.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from dfkd.interfaces import Sampler, walk
+from dfkd.pixels import to_bytes, to_pixels
+from dfkd.problem import Problem
+from dfkd.rng import derive
+from dfkd.types import Batch, Outputs, whole
+
+from .bank import Round, bank_key, shared_round
+from .checks import a_sampler, at_least, one_mode, some_rows
+from .state import State, Stream
+
+Evict = Literal["oldest", "random"]
+COLUMNS = ("y", "target", "weight", "source", "logits")
+"""What is kept of a row beside its pixels; a column without rows is one that the base does not have."""
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Rows of the bank, drawn evenly: none twice in a draw of no more rows than the bank has.
+
+    base: what fills the bank; labelled in one BatchNorm mode. round: rows asked of it at a time. every: draws after
+    which another round is added, None adds none. warmup: rounds before the first draw, >= 1. capacity: most rows that
+    are kept, None keeps all. evict: which rows make room, the `oldest` or `random` ones of those there.
+    The bank depends on the run's seed and these settings, not on the place in a composite: equal pools of one run hold
+    the same images, share one file where the problem has a folder for banks, and differ in what they draw.
+    """
+
+    base: Sampler
+    round: int = 256
+    every: int | None = 400
+    warmup: int = 1
+    capacity: int | None = None
+    evict: Evict = "oldest"
+    name: ClassVar[str] = "pooled"
+    data_free: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ()
+    uses_student: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        a_sampler("base", self.base)
+        at_least("round", self.round, 1)
+        at_least("warmup", self.warmup, 1)
+        if self.every is not None:
+            at_least("every", self.every, 1)
+        if self.capacity is not None:
+            at_least("capacity", self.capacity, self.round)
+        if self.evict not in get_args(Evict):
+            raise ValueError(f"evict: expected one of {', '.join(get_args(Evict))}, found {self.evict!r}")
+
+    def init(self, problem: Problem, seed: int) -> State:
+        """An empty bank: the first round is made when the first draw is learnt from."""
+        own = any(part.uses_student for part in walk(self.base))
+        key = bank_key(self.base, self.round, problem)
+        base_seed = derive(seed, "base") if own else derive(problem.seed, "bank", key)
+        return State(
+            stream=Stream(derive(seed, self.name), problem.device),
+            base=self.base.init(problem, base_seed),
+            key="" if own else key,
+            rounds=0,
+            draws=0,
+            mode="eval",
+            precision="float32",
+            images=torch.empty(0, *problem.spec.shape, dtype=torch.uint8, device=problem.device),
+            **{column: torch.empty(0, device=problem.device) for column in COLUMNS},
+        )
+
+    def draw(self, state: State, problem: Problem, n: int, learn: bool = True) -> Batch:
+        some_rows(n)
+        if learn:
+            due = self.warmup + (0 if self.every is None else state.draws // self.every)
+            while state.rounds < due:
+                self._grow(state, problem)
+            state.draws += 1
+        elif state.rounds == 0:
+            return self._passing(state, problem, n)
+        index = _places(len(state.images), n, state.stream.advance(), problem.device)
+        y, target, weight, source, logits = (_taken(getattr(state, name), index) for name in COLUMNS)
+        x, labelling = to_pixels(state.images[index], problem.spec), whole(n, state.mode)
+        teacher = None if logits is None else Outputs(logits, {}, labelling, state.precision)
+        return Batch(x, y, target, weight, source, labelling=labelling, teacher=teacher)
+
+    def observe(self, state: State, batch: Batch, loss: Tensor) -> None:
+        del state, batch, loss  # the base drew these rows long ago, among others
+
+    def _grow(self, state: State, problem: Problem) -> None:
+        """Adds one round, makes room for it first where the bank is full."""
+        new = shared_round(problem, state.key, state.rounds, state.base, lambda: self._round(state, problem))
+        old, device = len(state.images), problem.device
+        if old and new.mode != state.mode:
+            raise ValueError(
+                f"pooled: expected a base labelled in one BatchNorm mode, found {state.mode} and {new.mode}"
+            )
+        state.rounds, state.mode, state.precision = state.rounds + 1, new.mode, new.precision
+        kept = torch.arange(old, device=device)
+        excess = 0 if self.capacity is None else old + len(new.images) - self.capacity
+        if excess > 0:
+            if self.evict == "random":
+                rng = torch.Generator(device).manual_seed(derive(state.stream.seed, "evict", state.rounds))
+                kept = torch.randperm(old, generator=rng, device=device)
+            kept = kept[excess:].sort().values
+        state.images = torch.cat([state.images[kept], new.images])
+        for name in COLUMNS:
+            column, added = getattr(state, name), new.columns.get(name, torch.empty(0, device=device))
+            if old:  # what not every row has, none has
+                whole_column = len(column) and column.shape[1:] == added.shape[1:] and len(added)
+                added = torch.cat([column[kept], added]) if whole_column else added[:0]
+            setattr(state, name, added)
+
+    def _round(self, state: State, problem: Problem) -> Round:
+        """One round of the base: rounded to bytes, then labelled where labels do not depend on a row's company."""
+        batch = self.base.draw(state.base, problem, self.round, True)
+        mode = one_mode(batch, self.name)
+        images = to_bytes(batch.x, problem.spec)
+        columns = {name: getattr(batch, name) for name in ("y", "target", "weight", "source")}
+        precision = problem.teacher.precision
+        if mode == "eval":
+            columns["logits"] = problem.label(Batch(to_pixels(images, problem.spec))).logits
+        return Round(images, {k: v for k, v in columns.items() if v is not None}, mode, precision)
+
+    def _passing(self, state: State, problem: Problem, n: int) -> Batch:
+        """What a draw gives that nothing is learnt from while the bank is empty: a round that is not kept."""
+        before = state.base.state_dict()  # the bank must not depend on such draws, as others share it
+        batch = self.base.draw(state.base, problem, self.round, False)
+        state.base.load_state_dict(before)
+        one_mode(batch, self.name)
+        index = _places(self.round, n, state.stream.advance(), problem.device)
+        return batch.rows(index).with_x(to_pixels(to_bytes(batch.x[index], problem.spec), problem.spec))
+
+
+def _taken(column: Tensor, index: Tensor) -> Tensor | None:
+    return column[index] if len(column) else None
+
+
+def _places(size: int, n: int, rng: torch.Generator, device: torch.device) -> Tensor:
+    """(n,) places in a bank of `size` rows; each comes once before any comes again."""
+    turns = [torch.randperm(size, generator=rng, device=device) for _ in range(-(-n // size))]
+    return torch.cat(turns)[:n]
