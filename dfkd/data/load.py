@@ -37,14 +37,14 @@ def load(source: str | Path, *, size: int | None = None, limit: int | None = Non
     for name, value in (("size", size), ("limit", limit)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"{name}: expected an integer >= 1, found {value!r}")
-    name = _NAMES.get(str(source).lower())
-    if name is None:
+    known = _NAMES.get(str(source).lower())
+    if known is None:
         path = Path(source).resolve()  # the same words may mean another file elsewhere
         # a file that was written again is read again
         stamp: tuple[object, ...] = (path, path.stat().st_mtime_ns if path.exists() else None)
     else:
         stamp = (os.environ.get(ROOT_VARIABLE), os.environ.get(DOWNLOAD_VARIABLE))
-    return _load(name or str(source), size, limit, stamp)
+    return _load(known or str(source), size, limit, stamp)
 
 
 @functools.lru_cache(maxsize=8)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from dfkd.types import InputSpec
 
@@ -44,7 +44,9 @@ def load_teacher(
                 raise ValueError(f"normalise: {path} has its own normalisation, {saved['normalisation']}")
             normalise = None
     if reference is None:
-        reference, options = _named_in(saved, path, options)
+        reference = _named_in(saved, path)
+    if saved is not None and isinstance(reference, str) and reference == saved["reference"]:
+        options = {**saved["options"], **options}
     module = _as_module(reference, spec, options)
     if normalise is not None and isinstance(module, Normalised):
         raise ValueError("normalise: the network given is Normalised already")
@@ -87,14 +89,11 @@ def save(
         raise ValueError(f"card, options: expected values that JSON can hold, found: {error}") from None
     # a tied parameter is stored under each of its names, each with memory of its own
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in module.state_dict().items()}
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
     try:
-        save_file(tensors, scratch, metadata={METADATA_KEY: text})
-        Path(scratch).chmod(0o666 & ~_umask())
-        os.replace(scratch, path)
-    finally:
-        Path(scratch).unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, tensors, text)
+    except OSError as error:
+        raise ValueError(f"save: cannot write {path} ({error.strerror or error})") from error
 
 
 def load(path: str | Path, model: nn.Module | Callable[[], nn.Module] | None = None) -> nn.Module:
@@ -132,13 +131,11 @@ def _as_module(reference: Reference, spec: InputSpec, options: dict[str, Any]) -
     return reference
 
 
-def _named_in(
-    saved: dict[str, Any] | None, path: Path | None, options: dict[str, Any]
-) -> tuple[Reference, dict[str, Any]]:
+def _named_in(saved: dict[str, Any] | None, path: Path | None) -> str:
     if saved is None or saved["reference"] is None:
         where = "no weights file" if path is None else str(path)
         raise ValueError(f"model: expected a name, as {where} does not say how its network is built")
-    return saved["reference"], {**saved["options"], **options}
+    return str(saved["reference"])
 
 
 def _same_problem(saved: dict[str, Any], spec: InputSpec, path: Path | None) -> None:
@@ -169,8 +166,15 @@ def _spec(saved: dict[str, Any]) -> InputSpec:
     return InputSpec(shape, spec["num_classes"], spec["low"], spec["high"], None if names is None else tuple(names))
 
 
-def _umask() -> int:
-    """A temporary file is private; what replaces it gets the rights any new file gets."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _replace(path: Path, tensors: dict[str, Tensor], text: str) -> None:
+    """Written beside the file first, so that a stop half way leaves the old one."""
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        save_file(tensors, scratch, metadata={METADATA_KEY: text})
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(scratch).chmod(0o666 & ~mask)  # a temporary file is private; this is one like any other
+        os.replace(scratch, path)
+    finally:
+        Path(scratch).unlink(missing_ok=True)

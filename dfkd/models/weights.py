@@ -10,9 +10,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-__all__ = ["METADATA_KEY", "fit", "read_metadata", "read_tensors"]
+__all__ = ["METADATA", "METADATA_KEY", "fit", "read_metadata", "read_tensors"]
 
 METADATA_KEY = "dfkd"
+METADATA = ("reference", "options", "spec", "normalisation", "card")
 _WRAPPED_IN = ("state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 _SHOWN = 3
@@ -42,9 +43,11 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
         found = None if text is None else json.loads(text)
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise ValueError(f"weights: {path} is not a readable safetensors file, perhaps cut short ({error})") from None
-    return found if isinstance(found, dict) else None
+    if found is not None and (not isinstance(found, dict) or not set(METADATA) <= set(found)):
+        raise ValueError(f"weights: expected {', '.join(METADATA)} in the metadata of {path}, found {found!r}")
+    return found
 
 
 def fit(module: nn.Module, tensors: Mapping[str, Tensor], where: Path, name: str) -> None:
@@ -82,7 +85,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dict
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"weights: {path} is not a readable safetensors file, perhaps cut short ({error})") from None
 
 
