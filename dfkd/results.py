@@ -214,9 +214,10 @@ class Cell:
 class Summary:
     """Lines grouped by (sampler, evaluation, metric). A line that was written twice counts once: the last one."""
 
-    def __init__(self, lines: Iterable[Line]) -> None:
+    def __init__(self, lines: Iterable[Line | Mapping[str, Any]]) -> None:
         latest: dict[tuple[str, int, str, str], Line] = {}
-        for line in lines:
+        for found in lines:
+            line = found if isinstance(found, Line) else Line.from_dict(found)
             latest[line.sampler, line.seed, line.evaluation, line.metric] = line
         self.lines = list(latest.values())
         self.samplers = list(dict.fromkeys(line.sampler for line in self.lines))
