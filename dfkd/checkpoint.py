@@ -50,7 +50,7 @@ def load(path: Path, identity: str, device: torch.device | str = "cpu", rank: in
         else:
             reason = "is not a checkpoint"
         raise ValueError(f"checkpoint: {path} {reason}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, UnicodeDecodeError) as error:
+    except Exception as error:  # bytes that are no checkpoint make the reader stumble in any way
         raise ValueError(f"checkpoint: {path} is cut short or damaged; delete it to start again") from error
     if not isinstance(content, dict) or not set(content) >= _FIELDS:
         raise ValueError(f"checkpoint: {path} is not a checkpoint of a run; expected the parts {sorted(_FIELDS)}")

@@ -1,0 +1,116 @@
+"""The command line: what can be asked for. Nothing heavy is imported until a command runs."""
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Data-free distillation: make inputs, match the teacher on them, see where the student matches it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Words = Annotated[list[str] | None, typer.Argument(metavar="[FILE.yaml] [KEY=VALUE]...", help="settings, in order")]
+Out = Annotated[Path | None, typer.Option("--out", help="folder to write; the same settings continue it")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="print the resolved settings and stop")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
+
+
+@app.callback()
+def _options(debug: Debug = False) -> None:
+    del debug  # read by main, wherever it stands
+
+
+@app.command()
+def compare(
+    words: Words = None,
+    out: Out = None,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="processes, one thread each")] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train a student on each sampler and show where it matches the teacher (without settings: a demo on digits)."""
+    from dfkd import commands
+
+    commands.compare(words or [], out, workers, dry_run)
+
+
+@app.command()
+def distill(words: Words = None, out: Out = None, dry_run: DryRun = False) -> None:
+    """Train one student from a teacher on one sampler, and save it."""
+    from dfkd import commands
+
+    commands.distill(words or [], out, dry_run)
+
+
+@app.command()
+def teach(words: Words = None, out: Out = None, dry_run: DryRun = False) -> None:
+    """Train a model on labelled data and save it as a teacher (OUT is a .safetensors file)."""
+    from dfkd import commands
+
+    commands.teach(words or [], out, dry_run)
+
+
+@app.command()
+def evaluate(words: Words = None, as_json: Json = False) -> None:
+    """Accuracy, NLL and ECE of a model on the test part of labelled data."""
+    from dfkd import commands
+
+    commands.evaluate(words or [], as_json)
+
+
+@app.command()
+def report(folder: Path) -> None:
+    """Write report.html of a comparison's folder again, and print its table."""
+    from dfkd import commands
+
+    commands.report(folder)
+
+
+@app.command(name="list")
+def list_(kind: Annotated[str, typer.Argument(help="samplers, losses, models or data")], as_json: Json = False) -> None:
+    """What there is by name, with options and defaults."""
+    from dfkd import commands
+
+    commands.list_parts(kind, as_json)
+
+
+def main() -> None:
+    """One line for bad input, exit status 2; `--debug` shows where it came from."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    if debug:
+        arguments = [word for word in arguments if word != "--debug"]
+    try:
+        sys.exit(app(args=arguments, standalone_mode=False, prog_name="dfkd") or 0)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        print("dfkd: interrupted; the same command continues", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            print(f"dfkd: {_one_line(error)}", file=sys.stderr)
+        sys.exit(2 if _is_input(error) else 1)
+
+
+def _is_input(error: Exception) -> bool:
+    return isinstance(error, (ValueError, OSError)) or hasattr(error, "format_message")
+
+
+def _one_line(error: Exception) -> str:
+    """What a person can act on; anything unforeseen says how to see more."""
+    text = error.format_message() if hasattr(error, "format_message") else str(error)  # a usage error knows its words
+    if hasattr(error, "possibilities") and getattr(error, "possibilities", None):
+        text += f" The nearest is {error.possibilities[0]!r}."
+    line = " ".join(text.split()) or type(error).__name__
+    return line if _is_input(error) else f"{type(error).__name__}: {line} (--debug shows where)"

@@ -1,0 +1,324 @@
+"""Settings from YAML files and KEY=VALUE words, checked against the parts' own dataclasses.
+
+There is one description of every option: the dataclass field it ends up in. A misspelt name gets the nearest known
+one; a wrong type or an illegal value is one line that says where it stands.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from dfkd.compare import Evaluation
+from dfkd.engine import Budget, Optimiser
+from dfkd.interfaces import Sampler
+from dfkd.losses import Objective, combine
+from dfkd.naming import unknown
+from dfkd.registry import LOSSES, SAMPLERS, find
+
+__all__ = [
+    "CompareConfig",
+    "DistillConfig",
+    "EvaluateConfig",
+    "StudentConfig",
+    "TeacherConfig",
+    "dump",
+    "objective",
+    "parse",
+    "read_settings",
+    "sampler",
+]
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """A model, and where its weights come from: a file, or training on labelled data.
+
+    model: a registry name, `package.module:function` or `torchvision:NAME`; options: what it is built with. weights: a
+    .safetensors file or a `weights_only` state dict; a file that dfkd saved names model, shape and classes itself.
+    normalise: `auto` (what the file says, else the model's own convention), `none`, a known name or
+    [[mean...], [std...]]. data: a source of images; size: they are resized to it. shape and classes: the input where
+    no data says so. seed, budget, optimiser, crop, flip: how it is trained where there are no weights.
+    """
+
+    model: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    weights: Path | None = None
+    normalise: Any = "auto"
+    data: str | None = None
+    size: int | None = None
+    shape: tuple[int, int, int] | None = None
+    classes: int | None = None
+    seed: int = 0
+    budget: Budget = Budget(steps=2000, batch=128)
+    optimiser: Optimiser = Optimiser()
+    crop: int = 0
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """A student. model: a registry name or `package.module:function`; options: what it is built with.
+
+    weights and normalise: as for a teacher; given, they are where every student starts from.
+    """
+
+    model: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    weights: Path | None = None
+    normalise: Any = "auto"
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """The settings of `dfkd compare`.
+
+    teacher: see TeacherConfig, or the name of a weights file. control_teacher: the same for an independent teacher;
+    `auto` trains one where the first was trained on labelled data; null for none. control_seeds: at how many seeds its
+    students are trained; null for all. student: a model and its options. objective: losses by name with `weight` and
+    options. samplers: names, or {name: {option: value}}, each with a `label` if need be. student_train: `train` or
+    `fixed`; student_score: `eval`, `batch` or `recalibrated` BatchNorm.
+    """
+
+    teacher: TeacherConfig
+    student: StudentConfig
+    samplers: dict[str, Sampler]
+    control_teacher: TeacherConfig | str | None = "auto"
+    control_seeds: int | None = None
+    objective: dict[str, Any] = field(default_factory=lambda: {"kl": {"temperature": 4.0}})
+    budget: Budget = Budget(steps=2000)
+    optimiser: Optimiser = Optimiser()
+    evaluate: Evaluation = Evaluation()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    device: str | None = None
+    precision: str = "float32"
+    student_train: str = "train"
+    student_score: str = "eval"
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """The settings of `dfkd distill`: as for compare, with one sampler and one seed."""
+
+    teacher: TeacherConfig
+    student: StudentConfig
+    sampler: Sampler
+    objective: dict[str, Any] = field(default_factory=lambda: {"kl": {"temperature": 4.0}})
+    budget: Budget = Budget(steps=2000)
+    optimiser: Optimiser = Optimiser()
+    seed: int = 0
+    device: str | None = None
+    precision: str = "float32"
+    student_train: str = "train"
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """The settings of `dfkd evaluate`: a model, its weights, and labelled data."""
+
+    data: str
+    model: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    weights: Path | None = None
+    normalise: Any = "auto"
+    size: int | None = None
+    batch: int = 500
+    device: str | None = None
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def read_settings(words: Iterable[str], base: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """YAML files and KEY=VALUE words, in order, each laid over what came before; KEY may be dotted."""
+    settings: dict[str, Any] = dict(base or {})
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals and not Path(word).is_file():
+            _set(settings, key.strip().split("."), _yaml(value, word), word)
+            continue
+        path = Path(word)
+        if not path.is_file():
+            raise ValueError(f"{word}: expected a YAML file or KEY=VALUE, found no such file")
+        try:
+            loaded = _yaml(path.read_text(encoding="utf-8"), word)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{word}: expected a YAML file, found bytes that are not text") from error
+        if not isinstance(loaded, dict):
+            raise ValueError(f"{word}: expected settings by name, found {type(loaded).__name__}")
+        settings |= loaded
+    return settings
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark is not None else ""
+        raise ValueError(f"{where}: not YAML{line}: {getattr(error, 'problem', error)}") from error
+
+
+def _set(settings: dict[str, Any], keys: list[str], value: Any, word: str) -> None:
+    for key in keys[:-1]:
+        inner = settings.get(key)
+        inner = {"weights": inner} if isinstance(inner, str) else dict(inner or {})
+        settings[key] = inner
+        settings = inner
+    if not keys[-1]:
+        raise ValueError(f"{word}: expected KEY=VALUE, found no key")
+    settings[keys[-1]] = value
+
+
+def parse(cls: type[Any], settings: Any, where: str = "") -> Any:
+    """An instance of a dataclass of settings from plain values; ValueError with the place of what is wrong."""
+    if cls in (TeacherConfig, StudentConfig) and isinstance(settings, str):
+        settings = {"weights": settings} if Path(settings).suffix else {"model": settings}
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"{where or cls.__name__}: expected settings by name, found {settings!r}")
+    hints = typing.get_type_hints(cls)
+    options = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    values = {}
+    for key, value in settings.items():
+        if key not in options:
+            raise unknown(f"{where}: option" if where else "settings", str(key), options)
+        values[key] = _convert(hints[key], value, f"{where}.{key}" if where else key)
+    for name, option in options.items():
+        bare = option.default is dataclasses.MISSING and option.default_factory is dataclasses.MISSING
+        if bare and name not in values:
+            raise ValueError(f"{where or 'settings'}: {name} is missing")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}" if where else str(error)) from error
+
+
+def sampler(spec: Any, where: str = "sampler") -> tuple[str | None, Sampler]:
+    """(label or None, sampler) from `name` or `{name: {option: value, label: text}}`."""
+    name, options = _named(spec, where)
+    label = options.pop("label", None)
+    if label is not None and not isinstance(label, str):
+        raise ValueError(f"{where}.{name}.label: expected text, found {label!r}")
+    cls = _user_class(name, where) if ":" in name else find(where, name, SAMPLERS)
+    return label, parse(cls, options, f"{where}.{name}")
+
+
+def objective(spec: Mapping[str, Any]) -> Objective:
+    """A weighted sum of losses from {name: {option: value, weight: number}}."""
+    terms = {}
+    for name, options in spec.items():
+        options = dict(options or {})
+        weight = _convert(float, options.pop("weight", 1.0), f"objective.{name}.weight")
+        terms[name] = (weight, parse(find("objective", name, LOSSES), options, f"objective.{name}"))
+    return combine(terms)
+
+
+def _named(spec: Any, where: str) -> tuple[str, dict[str, Any]]:
+    """`name` or {name: options} -> (name, options)."""
+    if isinstance(spec, str):
+        return spec, {}
+    if isinstance(spec, Mapping) and len(spec) == 1:
+        ((name, options),) = spec.items()
+        if options is None or isinstance(options, Mapping):
+            return str(name), dict(options or {})
+    raise ValueError(f"{where}: expected a name or {{name: {{option: value}}}}, found {spec!r}")
+
+
+def _user_class(reference: str, where: str) -> Any:
+    from dfkd.models.build import import_function
+
+    found: Any = import_function(reference)
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise ValueError(f"{where}: expected {reference!r} to be a dataclass of settings with init, draw and observe")
+    return found
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """A plain value as the type that a field is annotated with."""
+    kinds = [k for k in typing.get_args(hint) if k is not types.NoneType] if _is_union(hint) else [hint]
+    if value is None and _is_union(hint) and types.NoneType in typing.get_args(hint):
+        return None
+    if Sampler in kinds:
+        return value if isinstance(value, Sampler) else sampler(value, where)[1]
+    if typing.get_args(hint) and Sampler in typing.get_args(hint):
+        return _several(hint, value, where)
+    for kind in kinds:
+        if dataclasses.is_dataclass(kind) and not (isinstance(value, str) and str in kinds):
+            if isinstance(value, kind):  # type: ignore[arg-type]  # a dataclass type
+                return value
+            return parse(kind, value, where)  # type: ignore[arg-type]  # a dataclass type
+    if isinstance(value, bool) and hint is not Any and bool not in kinds:
+        raise ValueError(f"{where}: expected {_words(hint)}, found {str(value).lower()}")
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        raise ValueError(f"{where}: expected {_words(hint)}, found {value!r}") from error
+
+
+def _several(hint: Any, value: Any, where: str) -> Any:
+    """A list of samplers, as a tuple of them or by label."""
+    if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
+        raise ValueError(f"{where}: expected a list of samplers, found {value!r}")
+    entries = [sampler(entry, f"{where}[{place}]") for place, entry in enumerate(value)]
+    if typing.get_origin(hint) is tuple:
+        return tuple(part for _, part in entries)
+    from dfkd.compare import default_label
+
+    labelled: dict[str, Sampler] = {}
+    for label, part in entries:
+        name = default_label(part) if label is None else label
+        if name in labelled:
+            raise ValueError(f"{where}: two samplers are called {name!r}; give one of them a label")
+        labelled[name] = part
+    return labelled
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _words(hint: Any) -> str:
+    """An annotation as people say it."""
+    if _is_union(hint):
+        return " or ".join(_words(k) for k in typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) in (tuple, list):
+        inner = [k for k in typing.get_args(hint) if k is not Ellipsis]
+        return f"a list of {len(inner)}" if len(inner) > 1 else f"a list, each {_words(inner[0])}"
+    names = {float: "a number", int: "a whole number", str: "text", bool: "true or false", types.NoneType: "null"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def dump(settings: Any) -> Any:
+    """Plain values that `parse` reads back as the same settings."""
+    if isinstance(settings, Sampler):
+        cls = type(settings)
+        known = find("sampler", settings.name, SAMPLERS) if settings.name in SAMPLERS else None
+        name = settings.name if known is cls else f"{cls.__module__}:{cls.__qualname__}"
+        return {name: {f.name: dump(getattr(settings, f.name)) for f in dataclasses.fields(settings) if f.init}}  # type: ignore[arg-type]
+    if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
+        return {f.name: dump(getattr(settings, f.name)) for f in dataclasses.fields(settings) if f.init}
+    if isinstance(settings, Mapping) and settings and all(isinstance(v, Sampler) for v in settings.values()):
+        return [_with_label(label, dump(part)) for label, part in settings.items()]
+    if isinstance(settings, Mapping):
+        return {key: dump(value) for key, value in settings.items()}
+    if isinstance(settings, (tuple, list)):
+        return [dump(value) for value in settings]
+    if isinstance(settings, Path):
+        return str(settings)
+    return settings
+
+
+def _with_label(label: str, dumped: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    ((name, options),) = dumped.items()
+    return {name: {"label": label, **options}}

@@ -1,0 +1,40 @@
+"""Files that are written whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+__all__ = ["make_folder", "replace_file", "replacing"]
+
+
+def make_folder(folder: Path) -> None:
+    """Creates the folder where it is missing; ValueError in one line where nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot make this folder ({error.strerror or error})") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder}: expected a folder that can be written, found one that cannot")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write to the path given inside; it then replaces `path` in one move. After an error the old file stands."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield draft
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """The whole content, in one move."""
+    with replacing(path) as draft:
+        draft.write_bytes(content)

@@ -1,0 +1,120 @@
+"""One frozen teacher, one student, both asked about the same tensor.
+
+Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network. 2015. arXiv:1503.02531. "Consistent teaching":
+Beyer et al.: Knowledge Distillation: A Good Teacher Is Patient and Consistent. CVPR 2022. arXiv:2106.05237.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dfkd import models
+from dfkd.engine import Budget, Optimiser, Training, train
+from dfkd.interfaces import Sampler, StudentFactory
+from dfkd.losses import KL, Objective, combine
+from dfkd.problem import Probe, Problem
+from dfkd.rng import derive, initialised
+from dfkd.types import InputSpec, as_device
+
+__all__ = ["Distilled", "distill", "make_problem", "make_student"]
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """student: the module after the last step, in evaluation mode. training: how it went. problem: both models."""
+
+    student: nn.Module
+    training: Training
+    problem: Problem
+
+
+def make_student(student: "str | StudentFactory | nn.Module", spec: InputSpec, seed: int) -> nn.Module:
+    """A fresh student: a registry name or `package.module:function`, a zero-argument factory, or a copy of a module.
+
+    Equal seeds give equal initial weights; the global generators are left alone. A module is a warm start.
+    """
+    if isinstance(student, nn.Module):
+        return copy.deepcopy(student)
+    with initialised(derive(seed, "student")):
+        module = models.build(student, spec) if isinstance(student, str) else student()
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"student: expected the factory to return a torch.nn.Module, found {type(module).__name__}")
+    return module
+
+
+def make_problem(
+    teacher: nn.Module,
+    student: nn.Module,
+    spec: InputSpec,
+    *,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    precision: str = "float32",
+    banks: Path | None = None,
+) -> Problem:
+    """Both models behind probes, checked: finite logits (n, k) for images of the spec's shape."""
+    where = as_device(device)
+    channels_last = where.type == "cuda"
+    probes = [
+        Probe(module, spec, where, name, precision, channels_last)
+        for module, name in ((teacher, "teacher"), (student, "student"))
+    ]
+    for probe in probes:
+        probe.check()
+    return Problem(probes[0], probes[1], spec, where, seed=seed, banks=banks)
+
+
+def distill(
+    teacher: nn.Module,
+    student: "str | StudentFactory | nn.Module",
+    sampler: Sampler,
+    *,
+    spec: InputSpec,
+    objective: Objective | None = None,
+    budget: Budget | None = None,
+    optimiser: Optimiser | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    precision: str = "float32",
+    student_batchnorm: str = "train",
+    banks: Path | None = None,
+    checkpoint: Path | None = None,
+    identity: str = "",
+    monitor: Callable[[Problem], dict[str, float]] | None = None,
+    show_progress: bool = False,
+) -> Distilled:
+    """Trains a student to match the teacher on the sampler's inputs; the last step is the result.
+
+    teacher takes (n, c, h, w) pixels and returns (n, k) logits; it is not altered. objective: KL at temperature 4.
+    checkpoint: a file that is written as the run goes and continued from where it exists. ValueError for models that
+    do not fit the spec; UnsupportedProblem where the teacher lacks what the sampler needs.
+    """
+    problem = make_problem(
+        teacher,
+        make_student(student, spec, seed),
+        spec,
+        seed=seed,
+        device=device,
+        precision=precision,
+        banks=banks,
+    )
+    watch = None if monitor is None else (lambda: monitor(problem))
+    with problem.teacher.frozen():
+        training = train(
+            problem,
+            sampler,
+            objective or combine({"kl": (1.0, KL(temperature=4.0))}),
+            budget or Budget(steps=2000),
+            optimiser or Optimiser(),
+            seed,
+            student_batchnorm=student_batchnorm,
+            checkpoint=checkpoint,
+            identity=identity,
+            monitor=watch,
+            show_progress=show_progress,
+        )
+    return Distilled(problem.student.module.eval(), training, problem)
