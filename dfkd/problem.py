@@ -204,7 +204,8 @@ class Probe:
     def _autocast(self) -> Any:
         if self.precision_now == "float32":
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        # without its cache: inside another autocast block that outlives a step it would keep weights of steps ago
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False)
 
     @contextmanager
     def _evaluating(self, mode: BatchNormMode) -> Iterator[None]:

@@ -111,18 +111,22 @@ class Bar:
 
     def __init__(self, label: str, shown: bool) -> None:
         self._label, self._shown = label, shown and sys.stderr.isatty()
-        self._since = self._drawn = time.monotonic()
+        self._updated = time.monotonic()
         self._progress: Any = None
         self._task: Any = None
+
+    @property
+    def drawn(self) -> bool:
+        return self._progress is not None
 
     def update(self, fraction: float, note: str = "") -> None:
         """fraction in [0, 1]. Cheap: it draws at most ten times a second."""
         if not self._shown:
             return
         now = time.monotonic()
-        if now - self._drawn < (0.1 if self._progress else 2.0):
+        if now - self._updated < (0.1 if self._progress else 2.0):
             return
-        self._drawn = now
+        self._updated = now
         if self._progress is None:
             self._open()
         self._progress.update(self._task, completed=fraction, note=note)
