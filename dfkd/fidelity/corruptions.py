@@ -92,7 +92,7 @@ def _pixelate(x: Tensor, level: int, generator: torch.Generator) -> Tensor:
     """Averaged over fewer, larger pixels; the numbers are the side's share of the pixels that is left."""
     del generator
     h, w = x.shape[2:]
-    share = (0.9, 0.8, 0.7, 0.6, 0.5)[level]
+    share = (0.85, 0.7, 0.55, 0.4, 0.3)[level]
     small = adaptive_avg_pool2d(x, (max(1, round(share * h)), max(1, round(share * w))))
     return interpolate(small, size=(h, w), mode="nearest")
 

@@ -1,15 +1,14 @@
 """Whether one student is better than another, over rows and seeds.
 
-Owen: The pigeonhole bootstrap. 2007. arXiv:0712.1111 (rows and seeds are crossed, so both are resampled). Hesterberg:
-What Teachers Should Know about the Bootstrap. 2014. arXiv:1411.5279 (Student's t with the bootstrap's standard error,
-since percentiles of few values are too narrow). Holm: A simple sequentially rejective multiple test procedure. 1979.
-doi:10.2307/4615733. Changed: seed effects are widened by S / (S - 1) and what rows and seeds do together is counted
-once, where the plain crossed bootstrap of S seeds counts the first too low and the second up to three times.
+Hesterberg: What Teachers Should Know about the Bootstrap. 2014. arXiv:1411.5279 (Student's t with the bootstrap's
+standard error, since percentiles of few values are too narrow). Holm: A simple sequentially rejective multiple test
+procedure. 1979. doi:10.2307/4615733. Changed: rows and seeds are both resampled, see `variance`.
 
 What few seeds mean: the difference of two students that are each trained S times is known no better than S numbers
 allow. Where seeds matter more than rows, three of them leave two degrees of freedom, and a difference of four standard
-errors just excludes zero. Resampling cannot invent seeds: the interval gets wide, and that is the truth. With one seed
-it covers the rows only, and no lead is claimed.
+errors just excludes zero. Resampling cannot invent seeds: the interval is wide, and that is the truth. What does help
+is more labels: from four on, `leads` shares what all pairs say about the spread over seeds. With one seed an interval
+covers the rows only, and no lead is claimed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit  # type: ignore[import-untyped]
 
+from dfkd.fidelity.variance import standard_errors
+
 __all__ = ["Difference", "Spread", "Verdict", "holm", "leads", "paired_difference", "spread"]
 
 Rows = Mapping[int, NDArray[Any]]
 """One metric's value for each evaluation row (n,), by seed."""
-
-_CHUNK = 2_000_000  # resampled row numbers held at a time
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def paired_difference(
     same_rows: whether row i is the same input in all seeds too (the test set: yes; a bank drawn per seed: no).
     """
     seeds, stacked = _stack({"a": a, "b": b})
-    return _compare(stacked[:1] - stacked[1:], seeds, same_rows, resamples, level, seed)[0]
+    return _compare(stacked[:1] - stacked[1:], seeds, 2, same_rows, resamples, level, seed)[0]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -120,7 +119,8 @@ def leads(
     """The best label and whom it is ahead of beyond chance, over the seeds that all labels have.
 
     Which label is best is read off the same rows, so Holm's correction is over all pairs of labels and not only over
-    those with the best: of many equal labels the best and the worst always look different.
+    those with the best: of many equal labels the best and the worst always look different. The intervals are each
+    label's own, without that correction.
     """
     if len(rows) < 2:
         raise ValueError(f"rows: expected at least two labels, found {list(rows)!r}")
@@ -128,7 +128,7 @@ def leads(
     sign = 1.0 if higher_is_better else -1.0
     labels, pairs = list(rows), list(combinations(range(len(rows)), 2))
     first, second = (np.array(side) for side in zip(*pairs, strict=True))
-    compared = _compare(sign * (stacked[first] - stacked[second]), seeds, same_rows, resamples, level, seed)
+    compared = _compare(sign * (stacked[first] - stacked[second]), seeds, len(rows), same_rows, resamples, level, seed)
     adjusted = holm([c.p_value for c in compared])
     best = int(np.argmax(sign * stacked.mean(axis=(1, 2))))
     over = {}
@@ -173,15 +173,15 @@ def _stack(rows: Mapping[str, Rows]) -> tuple[list[int], NDArray[np.float64]]:
 
 
 def _compare(
-    d: NDArray[np.float64], seeds: list[int], same_rows: bool, resamples: int, level: float, seed: int
+    d: NDArray[np.float64], seeds: list[int], labels: int, same_rows: bool, resamples: int, level: float, seed: int
 ) -> list[Difference]:
-    """d (pairs, seeds, n) -> a Difference for each pair."""
+    """d (pairs, seeds, n), the pairs among so many labels -> a Difference for each pair."""
     if resamples < 100:
         raise ValueError(f"resamples: expected an integer >= 100, found {resamples!r}")
     if not 0.0 < level < 1.0:
         raise ValueError(f"level: expected a number between 0 and 1, found {level!r}")
     mean, by_seed = d.mean(axis=(1, 2)), d.mean(axis=2)
-    error, freedom = _errors(d, same_rows, resamples, np.random.default_rng(seed))
+    error, freedom = standard_errors(d, same_rows, resamples, np.random.default_rng(seed), labels)
     reach = error * stdtrit(freedom, 0.5 + 0.5 * level)
     with np.errstate(divide="ignore", invalid="ignore"):
         tail = stdtr(freedom, -np.abs(mean) / error)
@@ -199,52 +199,3 @@ def _compare(
         )
         for i in range(len(d))
     ]
-
-
-def _errors(
-    d: NDArray[np.float64], same_rows: bool, resamples: int, rng: np.random.Generator
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """d (pairs, S, n) -> the standard error of its mean and the degrees of freedom (Satterthwaite), (pairs,) each.
-
-    The mean over seeds and rows has the variance  seeds / S + rows / n + both / (S n).  Seed means resampled give the
-    first and third part, row means the second and third.
-    """
-    pairs, count, n = d.shape
-    mean = d.mean(axis=(1, 2), keepdims=True)
-    seed_effect, row_effect = d.mean(axis=2, keepdims=True) - mean, d.mean(axis=1, keepdims=True) - mean
-    if count == 1:
-        within = _resampled_variance(row_effect[:, 0], resamples, rng)
-        return np.sqrt(within), np.full(pairs, n - 1.0)
-    over_seeds = _resampled_variance(seed_effect[:, :, 0], resamples, rng)
-    if same_rows:
-        within = _resampled_variance(row_effect[:, 0], resamples, rng)
-        rest = d - mean - seed_effect - row_effect
-        both = (rest**2).sum(axis=(1, 2)) / ((count - 1) * (n - 1)) / (count * n)
-        rows_alone = np.maximum(within - both, 0.0)
-    else:  # every seed has rows of its own, and its mean carries their noise already
-        within = d.var(axis=2, ddof=1).sum(axis=1) / n / count**2
-        rows_alone = np.zeros(pairs)
-    total = np.maximum(over_seeds + rows_alone, within)  # three seed means may be alike by luck, many rows are not
-    from_rows = total - over_seeds
-    parts = over_seeds**2 / (count - 1) + np.maximum(from_rows, 0.0) ** 2 / (n - 1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        freedom = np.where(parts > 0.0, total**2 / parts, n - 1.0)
-    return np.sqrt(total), np.minimum(freedom, n * count - 1.0)
-
-
-def _resampled_variance(effects: NDArray[np.float64], resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """effects (pairs, m), each centred -> the variance of their resampled means, times m / (m - 1).
-
-    All pairs see the same resamples. The factor makes it unbiased: m values lie closer to their own mean than to the
-    true one.
-    """
-    m = effects.shape[1]
-    means, at_a_time = [], max(1, _CHUNK // m)
-    for start in range(0, resamples, at_a_time):
-        b = min(at_a_time, resamples - start)
-        drawn = rng.integers(0, m, size=(b, m)) + m * np.arange(b)[:, None]
-        weights = np.bincount(drawn.ravel(), minlength=b * m).reshape(b, m)
-        means.append(weights @ effects.T / m)
-    resampled = np.concatenate(means)
-    variance: NDArray[np.float64] = (resampled**2).mean(axis=0) * m / (m - 1)
-    return variance

@@ -58,12 +58,12 @@ def worst_case(
 
 
 def worst_case_column(
-    teacher: Probe, student: Probe, column: Column, levels: int, seed: int = 0, steps: int = 10, restarts: int = 2
+    teacher: Probe, student: Probe, column: Column, levels: float, seed: int = 0, steps: int = 10, restarts: int = 2
 ) -> Column:
     """The column's images searched within `levels` of 255, under the name `worst_case@2`."""
     x = as_pixels(column.x, teacher.spec)
     x = worst_case(teacher, student, x, levels / 255.0, steps, restarts, seed)
-    return Column(f"worst_case@{levels}", x, column.y, whole(len(x), "eval"), "worst_case")
+    return Column(f"worst_case@{levels:g}", x, column.y, whole(len(x), "eval"), "worst_case")
 
 
 def _climb(
