@@ -204,7 +204,7 @@ def test_unequal_spreads_are_not_shared() -> None:
     alike = rng.chisquare(2, size=200) / 2
     drawn, freedom = shared(alike, 2.0, np.full(200, 1e-3), 14.0)
     assert freedom > 8.0
-    assert drawn == pytest.approx(1.0, abs=0.35)
+    assert float(drawn.std()) < 0.3 < 0.9 < float(alike.std())  # each a third of its own distance, or less
     for few in (alike[:5], 0 * alike):
         drawn, freedom = shared(few, 2.0, 0 * few, 14.0)
         assert (drawn.tolist(), freedom) == (few.tolist(), 2.0)
