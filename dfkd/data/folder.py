@@ -20,7 +20,7 @@ def read_folder(root: Path, size: int | None) -> Splits:
     parts = [root / "train", root / "test"]
     if all(part.is_dir() for part in parts):
         classes = _classes(parts[0])
-        extra = sorted(set(_classes(parts[1])) - set(classes))
+        extra = sorted(set(_subfolders(parts[1])) - set(classes))
         if extra:
             raise ValueError(f"data: {parts[1]} has the class {extra[0]!r}, which {parts[0]} has not")
         found = [_files(part, classes) for part in parts]
@@ -46,10 +46,14 @@ def read_folder(root: Path, size: int | None) -> Splits:
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = _subfolders(folder)
     if len(names) < 2:
         raise ValueError(f"data: expected at least two class folders in {folder}, found {len(names)}")
     return tuple(names)
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _files(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:

@@ -41,12 +41,11 @@ def read_npz(path: Path) -> Splits:
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened:  # NumPy leaves a file open that it cannot read
+            file = np.load(opened, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ValueError("one bare array")
-            return {name: file[name] for name in file.files if name in (*NEEDED, "classes")} or dict.fromkeys(
-                file.files, np.empty(0)
-            )
+            return {name: file[name] for name in file.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         reason = "it holds pickled objects" if "allow_pickle" in str(error) else f"perhaps cut short ({error})"
         raise ValueError(f"data: {path} is not a readable .npz file: {reason}") from None

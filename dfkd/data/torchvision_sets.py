@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,11 +49,11 @@ def read_torchvision(name: str) -> Splits:
 
 def _images(data: Any) -> Tensor:
     """(n, h, w), (n, h, w, 3) or (n, 3, h, w), a tensor or an array -> (n, c, h, w)."""
-    x = torch.from_numpy(np.array(data))
+    x = torch.as_tensor(data)
     if x.ndim == 3:
         return x[:, None]
     return x if x.shape[1] == 3 else x.permute(0, 3, 1, 2).contiguous()
 
 
 def _labels(part: Any) -> Tensor:
-    return torch.as_tensor(np.array(part.targets if hasattr(part, "targets") else part.labels), dtype=torch.int64)
+    return torch.as_tensor(part.targets if hasattr(part, "targets") else part.labels, dtype=torch.int64)

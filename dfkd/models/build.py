@@ -19,7 +19,7 @@ from .resnet import resnet
 from .resnet_cifar import resnet_cifar
 from .wrn import parse_wrn, wrn
 
-__all__ = ["MODELS", "SUMMARIES", "build", "reference_of"]
+__all__ = ["MODELS", "SUMMARIES", "build", "import_function", "reference_of"]
 
 Builder = Callable[..., nn.Module]
 
@@ -77,7 +77,7 @@ def build(reference: str | Callable[..., nn.Module], spec: InputSpec, **options:
     if reference.startswith("torchvision:"):
         return _torchvision(reference.partition(":")[2], spec, options)
     if ":" in reference:
-        return _call(reference, _imported(reference), spec, options)
+        return _call(reference, import_function(reference), spec, options)
     builder = _known(reference)
     fixed = builder.keywords if isinstance(builder, partial) else {}
     allowed = [name for name in inspect.signature(builder).parameters if name != "spec" and name not in fixed]
@@ -104,7 +104,7 @@ def _known(name: str) -> Builder:
     return partial(wrn, depth=sizes[0], widen=sizes[1])
 
 
-def _imported(reference: str) -> Callable[..., nn.Module]:
+def import_function(reference: str) -> Callable[..., nn.Module]:
     """The object behind package.module:function; modules beside the user's shell are found too."""
     path, _, name = reference.partition(":")
     try:

@@ -133,8 +133,8 @@ def _as_module(reference: Reference, spec: InputSpec, options: dict[str, Any]) -
 
 def _named_in(saved: dict[str, Any] | None, path: Path | None) -> str:
     if saved is None or saved["reference"] is None:
-        where = "no weights file" if path is None else str(path)
-        raise ValueError(f"model: expected a name, as {where} does not say how its network is built")
+        where = "no weights file says" if path is None else f"{path} does not say"
+        raise ValueError(f"model: expected a name, as {where} how the network is built")
     return str(saved["reference"])
 
 
