@@ -1,0 +1,264 @@
+"""The report: one HTML file with everything in it, made from a run folder.
+
+Numbers and names are gathered here into plain dataclasses; the templates beside this file lay them out. Every text goes
+through Jinja's autoescape; only the style sheet and the script, which are ours, are put in as they are.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from dfkd.results import Cell
+
+from .charts import cost_scatter, learning_curves
+from .colour import LEVELS, stylesheet
+from .matrix import DIAGNOSTIC_COLUMN, failed_words, panels
+from .pictures import Picture, pictures
+from .run import Run, load_run
+from .verdict import verdict
+from .words import DIAGNOSTICS, describe, duration, large, number, spread
+
+__all__ = ["render", "write_report"]
+
+
+@dataclass(frozen=True)
+class SamplerView:
+    """key: its number in all charts, by rank. series: its colour."""
+
+    label: str
+    key: int
+    series: int
+    data_free: bool
+    kind: str
+    paper: str
+    sources: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A cell of the sorted table. sort: what to sort by, None last."""
+
+    text: str
+    small: str = ""
+    sort: float | str | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    sampler: str
+    pictures: tuple[Picture, ...]
+    aimed: bool
+
+
+def write_report(folder: Path) -> Path:
+    """Reads a run folder and writes its report.html."""
+    run = load_run(Path(folder))
+    path = Path(folder) / "report.html"
+    partial = path.with_suffix(".partial")
+    partial.write_text(render(run), encoding="utf-8")
+    partial.replace(path)  # a reader never sees half a page
+    return path
+
+
+def render(run: Run) -> str:
+    """The page as text."""
+    environment = Environment(
+        loader=PackageLoader("dfkd.report", "."),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["breakable"] = breakable
+    samplers = _samplers(run)
+    return environment.get_template("template.html").render(
+        run=run,
+        style=Markup(_asset("style.css") + stylesheet() + _switch_rules(len(panels(run.summary, run.order)))),
+        script=Markup(_asset("script.js")),
+        samplers=samplers,
+        by_label={sampler.label: sampler for sampler in samplers},
+        subtitle=_subtitle(run),
+        verdict=verdict(run),
+        panels=panels(run.summary, run.order),
+        levels=range(LEVELS),
+        heads=_heads(run),
+        table=[(sampler, _entries(run, sampler)) for sampler in samplers],
+        charts=learning_curves(run),
+        scatter=cost_scatter(run),
+        drawn=_drawn(run),
+        diagnostics=_diagnostics(run),
+        facts=_facts(run),
+        resolution=_resolution(run),
+    )
+
+
+def _asset(name: str) -> str:
+    """A file of ours beside this one, safe inside its element."""
+    text = files("dfkd.report").joinpath(name).read_text(encoding="utf-8")
+    if "</" in text:
+        raise ValueError(f"{name}: expected no closing tag in it, found one")
+    return text
+
+
+def breakable(text: str) -> Markup:
+    """A name that may be broken after - and _ where a column is narrow."""
+    escaped = str(Markup.escape(text))
+    return Markup(escaped.replace("_", "_<wbr>").replace("-", "-<wbr>").replace("+", "+<wbr>"))
+
+
+def _switch_rules(count: int) -> str:
+    """The metric switch needs no script: a chosen radio button shows its panel and marks its label."""
+    chosen = [f"#metric{i}:checked~.panel{i}" for i in range(count)]
+    marked = [f"#metric{i}:checked~.switch .for{i}" for i in range(count)]
+    focused = [f"#metric{i}:focus-visible~.switch .for{i}" for i in range(count)]
+    if not count:
+        return ""
+    return (
+        f"{','.join(chosen)}{{display:block}}\n"
+        f"{','.join(marked)}{{background:var(--ink);color:var(--page);border-color:var(--ink)}}\n"
+        f"{','.join(focused)}{{outline:3px solid var(--link);outline-offset:2px}}\n"
+    )
+
+
+def _samplers(run: Run) -> list[SamplerView]:
+    about = run.section("samplers")
+    views = []
+    for position, label in enumerate(run.order):
+        known = about.get(label)
+        found: Mapping[str, Any] = known if isinstance(known, Mapping) else {}
+        sources = found.get("sources") or []
+        views.append(
+            SamplerView(
+                label=label,
+                key=position + 1,
+                series=position % 8,
+                data_free=run.summary.data_free(label),
+                kind=run.summary.of(label)[0].kind,
+                paper=str(found.get("paper") or ""),
+                sources=", ".join(str(source) for source in sources) if isinstance(sources, list) else str(sources),
+            )
+        )
+    return views
+
+
+def _subtitle(run: Run) -> str:
+    teacher, data = run.section("teacher"), run.section("data")
+    free = sum(run.summary.data_free(sampler) for sampler in run.order)
+    parts = [f"{len(run.order)} samplers, {free} of them data-free", _seeds(run)]
+    if data.get("name"):
+        parts.append(f"data: {data['name']}")
+    if teacher.get("reference"):
+        parts.append(f"teacher: {teacher['reference']}")
+    if isinstance(teacher.get("accuracy"), float):
+        parts.append(f"teacher accuracy {number(teacher['accuracy'], 'percent')} %")
+    return " · ".join(parts)
+
+
+def _seeds(run: Run) -> str:
+    seeds = run.summary.seeds
+    named = ", ".join(str(seed) for seed in seeds)
+    return f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''} ({named})"
+
+
+# -- the sorted table --------------------------------------------------------------------------------------------------
+
+
+def _scores(run: Run) -> list[tuple[str, str]]:
+    """(evaluation, metric) of the table's columns that have a number."""
+    where = run.summary.headline or ""
+    wanted = [(where, metric) for metric in ("agreement", "kl", "excess_agreement", "accuracy")]
+    wanted += [(name, "agreement") for name in run.summary.evaluations if name.startswith("worst_case")]
+    return [(e, m) for e, m in wanted if any(run.summary.cell(s, e, m).n for s in run.order)]
+
+
+def _heads(run: Run) -> list[str]:
+    heads = []
+    for evaluation, name in _scores(run):
+        metric = describe(name)
+        unit = f", {metric.unit}" if metric.unit in ("%", "nats") else ""
+        title = f"worst case ε {evaluation.partition('@')[2]}/255" if evaluation.startswith("worst") else metric.title
+        heads.append(title + unit)
+    return [*heads, "steps", "teacher images", "time", "BatchNorm: labels / training / scoring"]
+
+
+def _entries(run: Run, sampler: SamplerView) -> list[Entry]:
+    summary, entries = run.summary, []
+    for evaluation, name in _scores(run):
+        cell, form = summary.cell(sampler.label, evaluation, name), describe(name).form
+        if cell.mean is None and cell.failures:
+            entries.append(Entry(cell.status, failed_words(cell)))
+        else:
+            entries.append(Entry(number(cell.mean, form), _small(cell, spread(cell.spread, form)), cell.mean))
+    for field in ("steps", "teacher_images"):
+        cost = summary.cost(sampler.label, field)
+        entries.append(Entry(large(cost), sort=cost))
+    seconds = summary.cost(sampler.label, "seconds")
+    modes = summary.modes(sampler.label)
+    return [*entries, Entry(duration(seconds), sort=seconds), Entry(modes, sort=modes)]
+
+
+def _small(cell: Cell, text: str) -> str:
+    return ", ".join(part for part in (text, failed_words(cell)) if part)
+
+
+# -- pictures, diagnostics, settings -----------------------------------------------------------------------------------
+
+
+def _drawn(run: Run) -> list[Drawn]:
+    return [
+        Drawn(label, tuple(pictures(run.banks[label], run.class_names)), run.banks[label].target is not None)
+        for label in run.order
+        if label in run.banks
+    ]
+
+
+def _diagnostics(run: Run) -> dict[str, Any]:
+    """heads (title, meaning) and rows of text by sampler; empty where none were recorded."""
+    found = [m for m in run.summary.metrics if any(run.summary.cell(s, DIAGNOSTIC_COLUMN, m).n for s in run.order)]
+    found = [m for m in DIAGNOSTICS if m in found] + [m for m in found if m not in DIAGNOSTICS]
+    rows = {}
+    for sampler in run.order:
+        cells = [run.summary.cell(sampler, DIAGNOSTIC_COLUMN, metric) for metric in found]
+        rows[sampler] = [(number(cell.mean, "plain"), spread(cell.spread, "plain")) for cell in cells]
+    return {"heads": [DIAGNOSTICS.get(m, (m.replace("_", " "), "")) for m in found], "rows": rows if found else {}}
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    """The manifest as lines of name and value."""
+    facts = [("seeds", ", ".join(str(seed) for seed in run.summary.seeds))]
+    for name, value in run.manifest.items():
+        if name in ("samplers", "seeds"):
+            continue
+        if isinstance(value, Mapping):
+            facts += [(f"{name} {key}".replace("_", " "), _plain(part)) for key, part in value.items()]
+        else:
+            facts.append((name.replace("_", " "), _plain(value)))
+    return [(name, value) for name, value in facts if value]
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_plain(part) for part in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_plain(part)}" for key, part in value.items())
+    return str(value)
+
+
+def _resolution(run: Run) -> str:
+    """What one row is worth, as words."""
+    rows, where = run.test_rows, run.summary.headline
+    if not rows:
+        return ""
+    share = 100.0 / rows
+    return f"{where} has {rows} rows: one row is {share:.2g} %, and no difference below that can be seen with one seed."

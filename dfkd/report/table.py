@@ -1,0 +1,73 @@
+"""The comparison as a table in the terminal; plain text of a fixed width where the output is not a terminal."""
+
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dfkd.results import Cell, Summary, read
+
+from .matrix import failed_words
+from .words import duration, large, number, spread
+
+__all__ = ["print_table"]
+
+WIDTH = 100
+
+
+def print_table(source: Path | str | Summary, console: Console | None = None) -> None:
+    """The samplers by agreement, best first. source: a run folder or a summary."""
+    summary = source if isinstance(source, Summary) else Summary(read(Path(source) / "results.jsonl"))
+    if console is None:
+        console = Console()
+    if not console.is_terminal:
+        console = Console(file=console.file, width=WIDTH, no_color=True, force_terminal=False, highlight=False)
+    console.print(_table(summary, console.is_terminal))
+
+
+def _table(summary: Summary, rich_terminal: bool) -> Table:
+    where = summary.headline
+    worst = next((name for name in reversed(summary.evaluations) if name.startswith("worst_case")), None)
+    table = Table(box=box.SIMPLE_HEAD if rich_terminal else box.ASCII2, pad_edge=False, caption=_caption(summary))
+    table.caption_style = "dim"
+    table.add_column("sampler", overflow="fold", min_width=12)
+    table.add_column("data", no_wrap=True)
+    table.add_column(f"agreement %\n{'test' if where == 'test' else 'not a test'}", justify="right", no_wrap=True)
+    table.add_column("KL", justify="right", no_wrap=True)
+    if worst is not None:
+        table.add_column(f"worst\n@{worst.partition('@')[2] or '?'}", justify="right", no_wrap=True)
+    table.add_column("teacher\nimages", justify="right", no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
+    table.add_column("status", overflow="fold", max_width=14)
+    for sampler in summary.ranked():
+        cell = summary.cell(sampler, where or "", "agreement")
+        row = [
+            sampler,
+            "free" if summary.data_free(sampler) else "reads",
+            f"{number(cell.mean, 'percent')} {spread(cell.spread, 'percent')}".rstrip(),
+            number(summary.cell(sampler, where or "", "kl").mean, "nats"),
+        ]
+        if worst is not None:
+            row.append(number(summary.cell(sampler, worst, "agreement").mean, "percent"))
+        row += [large(summary.cost(sampler, "teacher_images")), duration(summary.cost(sampler, "seconds"))]
+        table.add_row(*(Text(part) for part in [*row, _status(cell)]), style="" if cell.status == "ok" else "dim")
+    return table
+
+
+def _status(cell: Cell) -> str:
+    if not cell.failures:
+        return "ok"
+    return cell.status if len(cell.failures) == len(cell.seeds) else failed_words(cell)
+
+
+def _caption(summary: Summary) -> Text:
+    seeds = len(summary.seeds)
+    text = f"mean ± sample standard deviation over {seeds} seeds" if seeds > 1 else "one seed: no spread is known"
+    where = summary.headline
+    if where is None:
+        return Text("no student has a score")
+    if where != "test":
+        text += f"; agreement and KL on {where!r}, which is not a test score"
+    return Text(text)

@@ -1,0 +1,173 @@
+"""What the numbers support, in words: who is best, and whether that is more than chance."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from dfkd.fidelity import statistics
+
+from .run import Run
+from .words import listed, number, spread
+
+__all__ = ["verdict"]
+
+SAME_ROWS = ("test", "uniform")
+
+
+def verdict(run: Run) -> list[Markup]:
+    """Sentences, escaped; the first names the best data-free sampler or says that there is none."""
+    summary, where = run.summary, run.summary.headline
+    scored = [s for s in run.order if where and summary.cell(s, where, "agreement").mean is not None]
+    sentences = []
+    if where is None or not scored:
+        sentences.append(Markup("No student has an agreement score, so nothing can be said about fidelity."))
+        return sentences + _failures(run)
+    free = [s for s in scored if summary.data_free(s)]
+    with_data = [s for s in scored if not summary.data_free(s)]
+    if where != "test":
+        sentences.append(
+            Markup("There is no labelled test set; samplers are ranked on <em>{}</em>, not a test score.").format(where)
+        )
+    if free:
+        sentences.append(_best(run, where, free[0]))
+        sentences.append(_lead(run, where, free))
+    else:
+        sentences.append(Markup("No data-free sampler has a score."))
+    reference = next((s for s in with_data if summary.of(s)[0].kind == "real"), next(iter(with_data), None))
+    if reference is not None:
+        sentences.append(_reference(run, where, reference, free[0] if free else None))
+    if free:
+        sentences += _excess(run, where, free[0])
+    return sentences + _failures(run)
+
+
+def _score(run: Run, where: str, sampler: str) -> str:
+    cell = run.summary.cell(sampler, where, "agreement")
+    return f"{number(cell.mean, 'percent')} % {spread(cell.spread, 'percent')}".strip()
+
+
+def _best(run: Run, where: str, best: str) -> Markup:
+    cell, rows = run.summary.cell(best, where, "agreement"), run.test_rows
+    seeds = f"mean ± sample standard deviation over {cell.n} seeds" if cell.n > 1 else "one seed, so no spread"
+    return Markup(
+        "Without data, <strong>{}</strong> does best: its student names the teacher's class on <strong>{}</strong> of "
+        "the {} ({})."
+    ).format(best, _score(run, where, best), _rows(where, rows), seeds)
+
+
+def _rows(where: str, rows: int | None) -> str:
+    count = f"{rows} " if rows else ""
+    return f"{count}test rows" if where == "test" else f"{count}rows of {where}"
+
+
+def _lead(run: Run, where: str, free: list[str]) -> Markup:
+    best, others = free[0], free[1:]
+    if not others:
+        return Markup("No other data-free sampler has a score, so there is no lead to speak of.")
+    cell, second = run.summary.cell(best, where, "agreement"), run.summary.cell(others[0], where, "agreement")
+    gap = (cell.mean or 0.0) - (second.mean or 0.0)
+    ahead = Markup("The next, <strong>{}</strong>, is {} points behind").format(others[0], f"{100 * gap:.1f}")
+    if cell.n < 2:
+        return ahead + Markup("; with one seed the spread is unknown and no lead is claimed.")
+    rows = _rows_of(run, where, free)
+    if best not in rows or len(rows) < 2:
+        return ahead + Markup("; scores per row are missing, so no lead is claimed.")
+    found = statistics.leads(rows, same_rows=_same_rows(where))
+    if found.best != best:  # seeds that some lack are left out, which may change who is best
+        return ahead + Markup("; on the seeds that all have, <strong>{}</strong> is best: no lead is claimed.").format(
+            found.best
+        )
+    left_out = [s for s in others if s not in rows]
+    tied = [s for s in others if s in found.over and s not in found.ahead]
+    nearest = found.over.get(others[0])
+    interval = f" (95 % interval {_points(nearest.low)} to {_points(nearest.high)})" if nearest else ""
+    size = _against_spread(gap, cell.spread, second.spread)
+    tail = Markup(" Not compared, for lack of the same seeds: {}.").format(listed(left_out)) if left_out else Markup("")
+    method = "paired bootstrap over rows and seeds, Holm's correction over all pairs"
+    if not tied:
+        return (
+            ahead
+            + Markup("{}, {}. <strong>The lead over {} holds</strong> ({}).").format(interval, size, _all(rows), method)
+            + tail
+        )
+    beaten = (
+        Markup(" It is ahead beyond chance of {} only.").format(listed(list(found.ahead)))
+        if found.ahead
+        else Markup("")
+    )
+    return (
+        ahead
+        + Markup("{}, {}. <strong>No lead over {} is supported</strong> ({}).").format(
+            interval, size, listed(tied), method
+        )
+        + beaten
+        + tail
+    )
+
+
+def _all(rows: Mapping[str, Any]) -> str:
+    others = len(rows) - 1
+    return "it" if others == 1 else f"all {others} other data-free samplers"
+
+
+def _points(value: float) -> str:
+    return number(value, "points")
+
+
+def _against_spread(gap: float, *spreads: float | None) -> str:
+    widest = max((value for value in spreads if value is not None), default=0.0)
+    return f"{'more' if gap > widest else 'no more'} than the larger spread of the two ({100 * widest:.1f})"
+
+
+def _same_rows(where: str) -> bool:
+    return where in SAME_ROWS or "@" in where
+
+
+def _rows_of(run: Run, where: str, samplers: list[str]) -> dict[str, dict[int, NDArray[Any]]]:
+    """Scores per row of those samplers that have every seed of the first."""
+    key = f"agreement|{where}"
+    found = {
+        sampler: {seed: arrays[key] for (name, seed), arrays in run.rows.items() if name == sampler and key in arrays}
+        for sampler in samplers
+    }
+    needed = set(found[samplers[0]])
+    return {sampler: by_seed for sampler, by_seed in found.items() if needed and needed <= set(by_seed)}
+
+
+def _reference(run: Run, where: str, reference: str, best: str | None) -> Markup:
+    sentence = Markup("The reference that reads data, <strong>{}</strong>, reaches {}").format(
+        reference, _score(run, where, reference)
+    )
+    rows = _rows_of(run, where, [best, reference]) if best else {}
+    if len(rows) == 2 and best and len(rows[best]) > 1:
+        d = statistics.paired_difference(rows[reference], rows[best], same_rows=_same_rows(where))
+        clear = "" if d.low > 0 or d.high < 0 else ", which does not tell them apart"
+        sentence += Markup(": {} points against the best without data (95 % interval {} to {}{})").format(
+            _points(d.mean), _points(d.low), _points(d.high), clear
+        )
+    return sentence + Markup(".")
+
+
+def _excess(run: Run, where: str, best: str) -> list[Markup]:
+    cell = run.summary.cell(best, where, "excess_agreement")
+    if cell.mean is None:
+        return []
+    seeds = "one seed" if cell.n == 1 else f"{cell.n} seeds"
+    text = "Against a control student, taught alike by another teacher, {} agrees {} points {} ({})."
+    more = "more" if cell.mean >= 0 else "less"
+    return [Markup(text).format(best, f"{100 * abs(cell.mean):.1f}", more, seeds)]
+
+
+def _failures(run: Run) -> list[Markup]:
+    parts = []
+    for sampler in run.order:
+        failed = run.summary.failed[sampler]
+        total = len(run.summary.of(sampler))
+        for status in dict.fromkeys(failed.values()):
+            count = sum(value == status for value in failed.values())
+            how = "is unsupported here" if status == "unsupported" else "diverged"
+            on = "" if total == 1 or status == "unsupported" else f" on {count} of {total} seeds"
+            parts.append(f"{sampler} {how}{on}")
+    return [Markup("Without a score: {}.").format("; ".join(parts))] if parts else []
