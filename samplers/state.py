@@ -37,15 +37,27 @@ class State:
 
 
 def _save(part: Any) -> Any:
-    if hasattr(part, "state_dict"):
+    if isinstance(part, State):
         return part.state_dict()
+    if hasattr(part, "state_dict"):
+        return _snapshot(part.state_dict())  # networks and optimisers hand out the tensors that they go on changing
     if isinstance(part, Tensor):
-        return part.detach().clone()  # a snapshot, not a view of what goes on changing
+        return _snapshot(part)
     if isinstance(part, list):
         return [_save(entry) for entry in part]
     if part is None or isinstance(part, (bool, int, float, str)):
         return part
     raise TypeError(f"state: cannot save a {type(part).__name__}")
+
+
+def _snapshot(saved: Any) -> Any:
+    if isinstance(saved, Tensor):
+        return saved.detach().clone()
+    if isinstance(saved, dict):
+        return {key: _snapshot(value) for key, value in saved.items()}
+    if isinstance(saved, (list, tuple)):
+        return type(saved)(_snapshot(value) for value in saved)
+    return saved
 
 
 def _load(part: Any, saved: Any) -> Any:

@@ -1,0 +1,618 @@
+"""What every sampler promises, asked of each one and of composites of composites."""
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import io
+import pickle
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import generators
+import samplers
+from dfkd.interfaces import Sampler, is_data_free, parts, walk
+from dfkd.problem import Probe, Problem
+from dfkd.registry import SAMPLERS, find
+from dfkd.types import Batch
+from samplers import (
+    Adversarial,
+    Augmented,
+    Balanced,
+    CutMix,
+    DeepInversion,
+    Gaussian,
+    Generative,
+    Mixture,
+    Mixup,
+    Pooled,
+    Real,
+    Smoothed,
+    Uniform,
+)
+
+MakeProblem = Callable[..., Problem]
+
+INVERSION = DeepInversion(steps=2, batch=8)
+GENERATIVE = Generative(latent=8, width="small", batch=8, student_steps=2)
+
+ROWS: dict[str, Sampler] = {
+    "real": Real(),
+    "real_test": Real(split="test", limit=30),
+    "uniform": Uniform(),
+    "uniform_eval": Uniform(labelling="eval"),
+    "gaussian": Gaussian(mean=0.3, std=0.5),
+    "smoothed": Smoothed(sigma=2.0),
+    "mixup": Mixup(Real(), alpha=0.3),
+    "mixup_noise": Mixup(Uniform()),
+    "cutmix": CutMix(Real(), alpha=0.5),
+    "deep_inversion": INVERSION,
+    "deep_inversion_adaptive": DeepInversion(steps=2, batch=8, adaptive=1.0, total_variation=1e-3, l2=1e-3, roll=0.1),
+    "generative": GENERATIVE,
+    "adversarial": Adversarial(Gaussian(), steps=2),
+    "adversarial_all": Adversarial(Real(), steps=1, fraction=1.0, divergence="l1", random_start=True),
+    "mixture": Mixture((Uniform(), Real()), weights=(1.0, 3.0)),
+    "pooled": Pooled(INVERSION, round=6, every=2, warmup=2, capacity=18),
+    "pooled_random": Pooled(Real(), round=5, every=1, capacity=12, evict="random"),
+    "pooled_noise": Pooled(Uniform(), round=6, every=None),
+    "augmented": Augmented(Real(), crop=2, flip=True, roll=1),
+    "balanced": Balanced(Real(), multiple=3),
+    "balanced_noise": Balanced(Uniform(), multiple=2),
+    # composites of composites
+    "adversarial_pooled": Adversarial(Pooled(INVERSION, round=6, every=2), steps=2, fraction=0.5),
+    "mixture_three": Mixture((Uniform(), Mixup(Real()), Pooled(GENERATIVE, round=6, every=2)), weights=(2.0, 1.0, 1.0)),
+    "mixture_nested": Mixture((Mixture((Real(), Gaussian())), Pooled(Real(), round=6), Smoothed())),
+    "mixture_equal": Mixture((Smoothed(), Smoothed())),
+    "balanced_augmented": Balanced(Augmented(Uniform(labelling="eval"))),
+    "pooled_adversarial": Pooled(Adversarial(Gaussian(), steps=1), round=6, every=2),
+    "pooled_mixture": Pooled(Mixture((Mixup(Real()), Real())), round=6, every=1),
+    "pooled_pooled": Pooled(Pooled(Uniform(labelling="eval"), round=7), round=5, every=1),
+    "adversarial_modes": Adversarial(Mixture((Uniform(), Real(), Gaussian())), steps=1, fraction=0.7),
+    "cutmix_generative": CutMix(GENERATIVE),
+    "augmented_mixture": Augmented(Mixture((Uniform(), Real()))),
+    "mixup_pooled": Mixup(Pooled(Balanced(Real()), round=6, every=2)),
+}
+COLOUR = ("uniform", "smoothed", "generative", "deep_inversion", "pooled_adversarial", "balanced_augmented")
+SIZES = (7, 1, 20)
+
+GPU = torch.cuda.is_available()
+each_row = pytest.mark.parametrize("row", ROWS)
+
+
+def begin(sampler: Sampler, problem: Problem, seed: int = 3) -> Callable[..., Batch]:
+    """draw(n, learn=True) of a run of its own."""
+    state = sampler.init(problem, seed)
+
+    def draw(n: int, learn: bool = True) -> Batch:
+        batch = sampler.draw(state, problem, n, learn)
+        if learn:
+            sampler.observe(state, batch, torch.arange(float(n)))
+        return batch
+
+    return draw
+
+
+def tensors(batch: Batch) -> dict[str, Tensor]:
+    """All a batch says, by name."""
+    found = {name: getattr(batch, name) for name in ("x", "y", "target", "weight", "source")}
+    found |= {f"info.{key}": value for key, value in batch.info.items()}
+    if batch.teacher is not None:
+        found["logits"] = batch.teacher.logits
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def assert_same(one: Batch, other: Batch) -> None:
+    a, b = tensors(one), tensors(other)
+    assert a.keys() == b.keys()
+    assert one.labelling == other.labelling
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """What a state_dict holds, by path."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, (list, tuple)) else None
+    if items is None:
+        yield path, tree.clone() if isinstance(tree, Tensor) else tree
+        return
+    for key, value in items:
+        yield from leaves(value, f"{path}/{key}")
+
+
+def moved(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    """Which paths of two flat states differ."""
+
+    def same(a: Any, b: Any) -> bool:
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+        return type(a) is type(b) and bool(a == b)
+
+    return {path for path in before.keys() | after.keys() if not same(before.get(path, ...), after.get(path, ...))}
+
+
+# -- the tables ----------------------------------------------------------------------------------------------------
+
+
+def test_every_sampler_has_a_row_and_its_name() -> None:
+    assert {sampler.name for sampler in ROWS.values()} == set(SAMPLERS)
+    for name in SAMPLERS:
+        assert find("sampler", name, SAMPLERS).name == name
+
+
+def test_the_package_lists_what_the_table_lists() -> None:
+    assert {find("sampler", name, SAMPLERS) for name in SAMPLERS} == {
+        getattr(samplers, name) for name in samplers.__all__
+    }
+    files = {path.stem for path in Path(samplers.__path__[0]).glob("*.py")}
+    assert files - {"__init__", "bank", "checks", "state"} == {
+        place.partition(":")[0].partition(".")[2] for place in SAMPLERS.values()
+    }
+
+
+# -- what is drawn -------------------------------------------------------------------------------------------------
+
+
+BOXES: dict[str, dict[str, Any]] = {
+    "unit box": {},
+    "other box": {"low": -1.0, "high": 2.0},
+    "colour": {"shape": (3, 16, 16)},
+}
+DRAWN = [(row, box) for row in ROWS for box in BOXES if box != "colour" or row in COLOUR]
+
+
+@pytest.mark.parametrize(("row", "box"), DRAWN)
+def test_draws_images_of_the_spec(row: str, box: str, make_problem: MakeProblem) -> None:
+    problem = make_problem(**BOXES[box])
+    draw, spec = begin(ROWS[row], problem), problem.spec
+    for n in SIZES:
+        batch = draw(n)
+        assert batch.x.shape == (n, *spec.shape)
+        assert batch.x.dtype == torch.float32
+        assert batch.x.device == problem.device
+        assert torch.isfinite(batch.x).all()
+        assert batch.x.min() >= spec.low
+        assert batch.x.max() <= spec.high
+        assert batch.x.max() - batch.x.min() > 0.05 * spec.span  # pixels of the box, not a thousandth of it
+        assert sum(rows for rows, _ in batch.labelling) == n
+        assert not any(value.requires_grad or value.grad_fn is not None for value in tensors(batch).values())
+        assert all(value.ndim == 0 for value in batch.info.values())
+    assert torch.is_grad_enabled()
+
+
+@each_row
+def test_columns_are_of_their_kind(row: str, make_problem: MakeProblem) -> None:
+    problem = make_problem()
+    batch, k = begin(ROWS[row], problem)(20), 10
+    if batch.y is not None:
+        assert not is_data_free(ROWS[row])  # ground truth comes from data only
+        if batch.y.ndim == 1:
+            assert batch.y.dtype == torch.int64
+            assert ((batch.y >= 0) & (batch.y < k)).all()
+        else:
+            assert batch.y.shape == (20, k)
+            torch.testing.assert_close(batch.y.sum(dim=1), torch.ones(20))
+    if batch.target is not None:
+        assert batch.target.dtype == torch.int64
+        assert ((batch.target >= -1) & (batch.target < k)).all()
+    if batch.source is not None:
+        assert batch.source.dtype == torch.int64
+    if isinstance(ROWS[row], Mixture):
+        assert batch.source is not None
+        assert set(batch.source.tolist()) == set(range(len(list(parts(ROWS[row])))))
+
+
+@each_row
+def test_refuses_no_rows(row: str, make_problem: MakeProblem) -> None:
+    problem = make_problem()
+    sampler = ROWS[row]
+    state = sampler.init(problem, 1)
+    with pytest.raises(ValueError, match="n: expected an integer >= 1, found 0"):
+        sampler.draw(state, problem, 0)
+
+
+# -- chance --------------------------------------------------------------------------------------------------------
+
+
+@each_row
+def test_repeats_for_its_seed_and_differs_for_another(row: str, make_problem: MakeProblem) -> None:
+    first, again = (begin(ROWS[row], make_problem()) for _ in range(2))
+    other = begin(ROWS[row], make_problem(), seed=4)
+    seen: list[Tensor] = []
+    for n in (*SIZES, 7):
+        batch = first(n)
+        assert_same(batch, again(n))
+        assert not torch.equal(batch.x, other(n).x) or n == 1  # a single row may be met twice
+        seen.append(batch.x)
+    assert not torch.equal(seen[0], seen[3])  # the stream moves on
+
+
+@each_row
+def test_leaves_the_global_generators_alone(row: str, make_problem: MakeProblem) -> None:
+    problem = make_problem()
+    before = torch.get_rng_state(), random.getstate(), repr(np.random.get_state())  # noqa: NPY002
+    draw = begin(ROWS[row], problem)
+    for n in SIZES:
+        draw(n)
+        draw(n, learn=False)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (random.getstate(), repr(np.random.get_state()))  # noqa: NPY002
+
+
+@each_row
+def test_does_not_ask_the_global_generators(row: str, make_problem: MakeProblem) -> None:
+    torch.manual_seed(1)
+    one = begin(ROWS[row], make_problem())
+    a = [one(n) for n in SIZES]
+    torch.manual_seed(2)
+    other = begin(ROWS[row], make_problem())
+    for first, n in zip(a, SIZES, strict=True):
+        assert_same(first, other(n))
+
+
+@each_row
+def test_settings_serve_two_runs_at_once(row: str, make_problem: MakeProblem) -> None:
+    alone = [[draw(n) for n in SIZES] for draw in (begin(ROWS[row], make_problem(), seed) for seed in (5, 6))]
+    problem = make_problem()
+    together = [begin(ROWS[row], problem, seed) for seed in (5, 6)]
+    for step, n in enumerate(SIZES):
+        for run in (0, 1):
+            assert_same(alone[run][step], together[run](n))
+
+
+@each_row
+def test_equal_parts_of_a_mixture_differ(row: str, make_problem: MakeProblem) -> None:
+    x = begin(Mixture((ROWS[row], ROWS[row])), make_problem())(16).x
+    assert not torch.equal(x[:8], x[8:])
+
+
+ALONE = [row for row, sampler in ROWS.items() if not any(part.uses_student for part in walk(sampler))]
+
+
+def test_most_samplers_need_no_student() -> None:
+    assert set(ROWS) - set(ALONE) == {row for row in ROWS if re.search("adversarial|adaptive|generative|three", row)}
+
+
+@pytest.mark.parametrize("row", ALONE)
+def test_depends_on_the_student_and_the_clock_only_where_it_says_so(row: str, make_problem: MakeProblem) -> None:
+    problem, other = make_problem(), make_problem(student_seed=9)
+    other.progress, other.horizon = 0.7, 50
+    one, two = begin(ROWS[row], problem), begin(ROWS[row], other)
+    for n in SIZES:
+        assert_same(one(n), two(n))
+    assert sum(sum(counts.values()) for counts in problem.student.counts.values()) == 0
+
+
+# -- state ---------------------------------------------------------------------------------------------------------
+
+
+@each_row
+def test_resumes_exactly(row: str, make_problem: MakeProblem) -> None:
+    sampler, problem = ROWS[row], make_problem()
+    state = sampler.init(problem, 3)
+    for n in (7, 20, 1):
+        sampler.observe(state, sampler.draw(state, problem, n), torch.ones(n))
+    file = io.BytesIO()
+    torch.save(state.state_dict(), file)
+    whole = [sampler.draw(state, problem, n) for n in (5, 8, 1, 20)]
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    problem = make_problem()
+    state = sampler.init(problem, 99)  # another seed: all that matters is in what was saved
+    state.load_state_dict(saved)
+    assert not moved(dict(leaves(saved)), dict(leaves(state.state_dict())))
+    for n, batch in zip((5, 8, 1, 20), whole, strict=True):
+        assert_same(batch, sampler.draw(state, problem, n))
+
+
+@each_row
+def test_a_saved_state_is_a_snapshot(row: str, make_problem: MakeProblem) -> None:
+    sampler, problem = ROWS[row], make_problem()
+    state = sampler.init(problem, 3)
+    sampler.draw(state, problem, 7)
+    saved = state.state_dict()
+    before = dict(leaves(saved))
+    for _ in range(3):
+        sampler.draw(state, problem, 7)
+    assert not moved(before, dict(leaves(saved)))
+
+
+@each_row
+def test_only_the_stream_moves_where_nothing_is_learnt(row: str, make_problem: MakeProblem) -> None:
+    sampler, problem = ROWS[row], make_problem()
+    state = sampler.init(problem, 3)
+    for learnt in range(3):
+        before = dict(leaves(state.state_dict()))
+        batches = [sampler.draw(state, problem, n, learn=False) for n in SIZES]
+        changed = moved(before, dict(leaves(state.state_dict())))
+        assert {path.rsplit("/", 1)[1] for path in changed} <= {"step", "drawn"}, (learnt, changed)
+        assert changed, "the stream has not moved"
+        assert [len(batch) for batch in batches] == list(SIZES)
+        for _ in range(2):
+            sampler.draw(state, problem, 7)
+
+
+# -- the models ----------------------------------------------------------------------------------------------------
+
+
+def portrait(module: nn.Module) -> dict[str, Any]:
+    """All that a sampler could change of a model."""
+    found: dict[str, Any] = dict(leaves(module.state_dict()))
+    for name, parameter in module.named_parameters():
+        found[f"grad {name}"] = None if parameter.grad is None else parameter.grad.clone()
+        found[f"asks {name}"] = parameter.requires_grad
+    for name, part in module.named_modules():
+        found[f"mode {name}"] = part.training
+        found[f"tracks {name}"] = getattr(part, "track_running_stats", None)
+        hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
+        found[f"hooks {name}"] = str([len(table) for table in hooks])
+    return found
+
+
+@each_row
+def test_leaves_both_models_as_they_were(row: str, make_problem: MakeProblem) -> None:
+    problem = make_problem()
+    nets = problem.teacher.module, problem.student.module
+    for net in nets:
+        parameters = list(net.parameters())
+        parameters[0].requires_grad_(False)
+        for parameter in parameters[2:]:
+            parameter.grad = torch.full_like(parameter, 0.5)
+        next(iter(net.children())).eval()  # a mixed state of modes, that one call of train() or eval() would destroy
+    before = [portrait(net) for net in nets]
+    draw = begin(ROWS[row], problem)
+    for n in SIZES:
+        draw(n)
+        draw(n, learn=False)
+    for net, then in zip(nets, before, strict=True):
+        assert not moved(then, portrait(net))
+
+
+class Tally(nn.Module):
+    """A model that counts for itself what it is asked."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.forwards, self.backwards = net, 0, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.forwards += len(x)
+        if x.requires_grad and torch.is_grad_enabled():
+            x = x.view_as(x)
+            x.register_hook(self._backward)
+        return self.net(x)  # type: ignore[no-any-return]
+
+    def _backward(self, grad: Tensor) -> None:
+        self.backwards += len(grad)
+
+
+@each_row
+def test_counts_every_image(row: str, make_problem: MakeProblem) -> None:
+    problem = make_problem()
+    tallies = []
+    for role in ("teacher", "student"):
+        probe = Probe(Tally(getattr(problem, role).module), problem.spec, name=role)
+        assert "input_grad" in probe.capabilities  # asked once, and not counted
+        tally = probe.module
+        assert isinstance(tally, Tally)
+        tally.forwards = tally.backwards = 0
+        setattr(problem, role, probe)
+        tallies.append((probe, tally))
+    draw = begin(ROWS[row], problem)
+    for n in (*SIZES, 7):
+        draw(n)
+    for probe, tally in tallies:
+        counted = {way: sum(counts[way] for counts in probe.counts.values()) for way in ("forward", "backward")}
+        assert counted == {"forward": tally.forwards, "backward": tally.backwards}
+
+
+CARRIES = ("pooled", "pooled_random", "balanced", "balanced_augmented", "pooled_mixture", "pooled_pooled")
+
+
+@each_row
+def test_carried_answers_are_the_teachers(row: str, make_problem: MakeProblem) -> None:
+    problem = make_problem()
+    draw = begin(ROWS[row], problem)
+    for n in SIZES:
+        batch = draw(n)
+        assert batch.teacher is not None or row not in CARRIES
+        if batch.teacher is None:
+            continue
+        assert batch.teacher.labelling == batch.labelling
+        with torch.no_grad():
+            asked = problem.teacher.label(batch.x, batch.labelling)
+        torch.testing.assert_close(batch.teacher.logits, asked.logits)
+        before = problem.teacher.images
+        assert problem.label(batch) is batch.teacher  # and are taken for what they are
+        assert problem.teacher.images == before
+
+
+# -- data ----------------------------------------------------------------------------------------------------------
+
+WITHOUT_DATA = """
+import pickle, sys
+from importlib.abc import MetaPathFinder
+
+class Closed(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[:2] == ["dfkd", "data"] or name in ("sklearn.datasets", "torchvision.datasets"):
+            raise ImportError("closed: " + name)
+
+sys.meta_path.insert(0, Closed())
+import torch
+from torch import nn
+from dfkd.problem import Probe, Problem
+from dfkd.types import InputSpec
+
+torch.set_num_threads(1)
+spec = InputSpec((1, 8, 8), 10)
+def net():
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 10)
+    )
+problem = Problem(Probe(net(), spec), Probe(net(), spec), spec, torch.device("cpu"))
+for row, sampler in pickle.loads(bytes.fromhex(sys.stdin.read())).items():
+    try:
+        state = sampler.init(problem, 1)
+        sampler.draw(state, problem, 4)
+        print(row, "drawn")
+    except ImportError as error:
+        print(row, error)
+"""
+
+
+def test_reads_no_data_but_what_it_names() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_DATA],
+        input=pickle.dumps(ROWS).hex(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    assert said.keys() == ROWS.keys()
+    for row, sampler in ROWS.items():
+        expected = "drawn" if not any(isinstance(part, Real) for part in walk(sampler)) else "closed: dfkd.data"
+        assert said[row] == expected, row
+        assert is_data_free(sampler) == (expected == "drawn")
+
+
+# -- settings and words --------------------------------------------------------------------------------------------
+
+
+@each_row
+def test_settings_are_plain_values(row: str) -> None:
+    sampler: Any = ROWS[row]
+    assert isinstance(ROWS[row], Sampler)
+    field = dataclasses.fields(sampler)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(sampler, field, getattr(sampler, field))
+    assert pickle.loads(pickle.dumps(sampler)) == sampler
+    assert eval(repr(sampler), dict(vars(samplers))) == sampler
+    assert hash(sampler) == hash(dataclasses.replace(sampler))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_is_documented(name: str) -> None:
+    kind = find("sampler", name, SAMPLERS)
+    for field in dataclasses.fields(kind):
+        assert re.search(rf"\b{field.name}:\s", kind.__doc__), f"{name}: {field.name} is not documented"
+    text = importlib.import_module(kind.__module__).__doc__ or ""
+    assert re.search(r"arXiv:\d{4}\.\d{4,5}|doi:|no paper", text)
+    assert text.splitlines()[0].endswith(".")
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_methods_have_the_house_words(name: str) -> None:
+    kind = find("sampler", name, SAMPLERS)
+    words = {
+        "init": ["problem", "seed"],
+        "draw": ["state", "problem", "n", "learn"],
+        "observe": ["state", "batch", "loss"],
+    }
+    for method, expected in words.items():
+        parameters = inspect.signature(getattr(kind, method)).parameters
+        assert list(parameters)[1:] == expected
+    assert inspect.signature(kind.draw).parameters["learn"].default is True
+
+
+@pytest.mark.parametrize("name", [n for n in SAMPLERS if any(s.name == n and list(parts(s)) for s in ROWS.values())])
+def test_composites_refuse_what_is_no_sampler(name: str) -> None:
+    kind = find("sampler", name, SAMPLERS)
+    for wrong in ("uniform", 3):
+        with pytest.raises(ValueError, match=r"^(base|samplers(\.0)?): expected .*sampler"):
+            kind((wrong, wrong) if name == "mixture" else wrong)
+
+
+# -- the source ----------------------------------------------------------------------------------------------------
+
+SOURCES = sorted(path for package in (samplers, generators) for path in Path(package.__path__[0]).rglob("*.py"))
+TESTS = sorted(Path(__file__).parents[1].rglob("*.py"))
+
+
+def calls(path: Path) -> Iterator[tuple[ast.Call, str, str]]:
+    """Every call in a file, the name that is called, and its line."""
+    text = path.read_text()
+    lines = text.splitlines()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            yield node, called, lines[(node.end_lineno or node.lineno) - 1]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_waits_for_the_device_only_where_marked(path: Path) -> None:
+    for node, called, line in calls(path):
+        if isinstance(node.func, ast.Attribute) and called in ("item", "cpu", "tolist", "numpy", "synchronize"):
+            assert "# sync" in line, f"{path.name}:{node.lineno}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_asks_no_object_what_it_has(path: Path) -> None:
+    asked = [node.lineno for node, called, _ in calls(path) if called == "hasattr"]
+    assert not asked or path.name == "state.py"
+
+
+def test_seeds_of_tests_are_constants() -> None:
+    clocks = {"time", "time_ns", "now", "today", "perf_counter", "urandom", "getrandbits"}
+    for path in TESTS:
+        for node, called, _ in calls(path):
+            if called not in ("manual_seed", "seed", "default_rng", "Random", "derive", "initialised"):
+                continue
+            inner = [
+                part for part in ast.walk(node) if isinstance(part, (ast.Attribute, ast.Name)) and part is not node.func
+            ]
+            named = {part.attr if isinstance(part, ast.Attribute) else part.id for part in inner}
+            assert not named & clocks, f"{path.name}:{node.lineno}"
+
+
+# -- the same on a GPU ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not GPU, reason="no GPU")
+@each_row
+def test_on_a_gpu(row: str, make_problem: MakeProblem) -> None:
+    """Images of the spec, there, twice the same up to rounding, and drawn without waiting for the device."""
+    one, two = (begin(ROWS[row], make_problem(device="cuda:0")) for _ in range(2))
+    for n in (20, 7, 1):
+        a, b = one(n), two(n)
+        assert a.x.device.type == "cuda"
+        assert a.x.min() >= 0.0
+        assert a.x.max() <= 1.0
+        if not re.search("adversarial|inversion|generative|three|pooled", row):  # a search amplifies rounding
+            torch.testing.assert_close(a.x, b.x)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        one(20)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not GPU, reason="no GPU")
+@each_row
+def test_resumes_on_a_gpu(row: str, make_problem: MakeProblem) -> None:
+    sampler, problem = ROWS[row], make_problem(device="cuda:0")
+    state = sampler.init(problem, 3)
+    sampler.draw(state, problem, 7)
+    file = io.BytesIO()
+    torch.save(state.state_dict(), file)
+    file.seek(0)
+    expected = sampler.draw(state, problem, 8)
+    state = sampler.init(problem, 3)
+    state.load_state_dict(torch.load(file, weights_only=True, map_location="cpu"))
+    found = sampler.draw(state, problem, 8)
+    assert found.x.device == expected.x.device
+    assert found.labelling == expected.labelling
