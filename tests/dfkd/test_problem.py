@@ -1,0 +1,402 @@
+"""A probe against slow references: what it answers, what it counts, and that it leaves the model as it was."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import batch_norm, conv2d, linear
+
+from dfkd.problem import Phase, Probe, Problem, UnsupportedProblem
+from dfkd.rng import initialised
+from dfkd.types import Batch, BatchNormMode, InputSpec, Outputs
+
+SPEC = InputSpec((2, 4, 4), 3)
+X = torch.rand(6, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+MODES: tuple[BatchNormMode, ...] = ("eval", "batch")
+
+
+class Net(nn.Module):
+    """Two BatchNorm layers with statistics far from a batch's, and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(2, 5, 3), nn.BatchNorm2d(5)
+        self.drop, self.inner = nn.Dropout(0.5), nn.Sequential(nn.Linear(20, 8), nn.BatchNorm1d(8))
+        self.last = nn.Linear(8, 3)
+        for part in (self.bn, self.inner[1]):
+            part.running_mean.uniform_(-1, 1)  # type: ignore[operator]
+            part.running_var.uniform_(0.5, 2)  # type: ignore[operator]
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.drop(torch.relu(self.bn(self.conv(x)))).flatten(1)
+        out: Tensor = self.last(torch.relu(self.inner(hidden)))
+        return out
+
+
+def probe(seed: int = 1, **options: Any) -> Probe:
+    with initialised(seed):
+        return Probe(Net(), SPEC, **options)
+
+
+def slow(model: nn.Module, x: Tensor, mode: BatchNormMode) -> Tensor:
+    """The same net from its state dict, each normalisation written out."""
+    s = model.state_dict()
+
+    def normalise(h: Tensor, name: str) -> Tensor:
+        mean, var = s[f"{name}.running_mean"], s[f"{name}.running_var"]
+        if mode == "batch":
+            rows = h.transpose(0, 1).flatten(1)
+            mean = torch.stack([row.sum() / row.numel() for row in rows])
+            var = torch.stack([((row - m) ** 2).sum() / row.numel() for row, m in zip(rows, mean, strict=True)])
+        shape = (1, -1, *([1] * (h.ndim - 2)))
+        h = (h - mean.view(shape)) / (var.view(shape) + 1e-5).sqrt()
+        return h * s[f"{name}.weight"].view(shape) + s[f"{name}.bias"].view(shape)
+
+    h = torch.relu(normalise(conv2d(x, s["conv.weight"], s["conv.bias"]), "bn")).flatten(1)
+    h = torch.relu(normalise(linear(h, s["inner.0.weight"], s["inner.0.bias"]), "inner.1"))
+    out: Tensor = linear(h, s["last.weight"], s["last.bias"])
+    return out
+
+
+@contextmanager
+def untouched(module: nn.Module) -> Iterator[None]:
+    """Parameters, buffers, gradients, modes, switches and hooks are afterwards what they were before."""
+
+    def state() -> list[Any]:
+        parts: list[Any] = [value.clone() for value in module.state_dict().values()]
+        parts += [(p.requires_grad, None if p.grad is None else p.grad.clone()) for p in module.parameters()]
+        for part in module.modules():
+            hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
+            parts.append((part.training, getattr(part, "track_running_stats", None), *map(len, hooks)))
+        return parts
+
+    before, random = state(), torch.get_rng_state()
+    yield
+    for old, new in zip(before, state(), strict=True):
+        if isinstance(old, Tensor):
+            assert torch.equal(old, new)
+        elif isinstance(old[1], Tensor):
+            assert old[0] == new[0]
+            assert torch.equal(old[1], new[1])
+        else:
+            assert old == new
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+# -- answers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("training", [True, False])
+def test_answers_as_its_mode_says_whatever_it_stands_in(mode: BatchNormMode, training: bool) -> None:
+    model = probe()
+    model.module.train(training)
+    model.module.get_submodule("inner").train(not training)  # and where parts differ
+    with untouched(model.module):
+        out = model(X, mode)
+    torch.testing.assert_close(out.logits, slow(model.module, X, mode))
+    assert (out.labelling, out.precision, dict(out.features)) == (((6, mode),), "float32", {})
+
+
+def test_the_two_modes_differ_here() -> None:
+    assert (slow(probe().module, X, "eval") - slow(probe().module, X, "batch")).abs().max() > 0.1
+
+
+def test_batch_mode_without_stored_statistics_is_eval() -> None:
+    with initialised(1):
+        module = nn.Sequential(nn.Conv2d(2, 3, 4), nn.BatchNorm2d(3, track_running_stats=False), nn.Flatten())
+    model = Probe(module, SPEC)
+    assert torch.equal(model(X, "eval").logits, model(X, "batch").logits)
+    assert "batchnorm" not in model.capabilities
+
+
+def test_a_raising_model_is_put_back_too() -> None:
+    model = probe()
+    model.module.train()
+    with untouched(model.module), pytest.raises(RuntimeError):
+        model(torch.zeros(2, 5, 4, 4), "batch")
+
+
+def test_refuses_a_mode_that_is_none() -> None:
+    with pytest.raises(ValueError, match="mode: expected one of eval, batch, found 'train'"):
+        probe()(X, "train")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="precision: expected float32 or bfloat16"):
+        probe(precision="half")
+
+
+def test_fixed_and_train_are_the_students_own() -> None:
+    """`learn` asks the module as it stands; BatchNorm in training follows momentum 0.1 with the unbiased variance."""
+    model = probe()
+    model.module.train()
+    model.module.get_submodule("drop").eval()
+    bn = model.module.get_submodule("bn")
+    assert isinstance(bn, nn.BatchNorm2d)
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    hidden, mean, var = model.module.get_submodule("conv")(X), bn.running_mean.clone(), bn.running_var.clone()
+    expected = slow(model.module, X, "batch")
+    torch.testing.assert_close(model.learn(X).logits, expected)
+    torch.testing.assert_close(bn.running_mean, 0.9 * mean + 0.1 * hidden.mean(dim=(0, 2, 3)))
+    torch.testing.assert_close(bn.running_var, 0.9 * var + 0.1 * hidden.var(dim=(0, 2, 3)))
+    for part in (bn, model.module.get_submodule("inner.1")):
+        part.eval()
+    with untouched(model.module):
+        fixed = model.learn(X).logits
+    torch.testing.assert_close(fixed, slow(model.module, X, "eval"))
+    fixed.sum().backward()
+    assert bn.weight.grad is not None  # affine parameters still learn
+    assert model.counts["label"]["forward"] == 12
+
+
+def test_precision_is_for_labels_and_scores_only() -> None:
+    model = probe(precision="bfloat16", channels_last=True)
+    exact = slow(model.module, X, "eval")
+    assert model(X).precision == "float32"
+    torch.testing.assert_close(model(X).logits, exact)
+    phases: tuple[Phase, ...] = ("label", "evaluate")
+    for phase in phases:
+        with model.counting(phase):
+            out = model(X)
+        assert (out.precision, out.logits.dtype) == ("bfloat16", torch.float32)
+        assert 0 < (out.logits - exact).abs().max() < 0.1
+
+
+def test_lower_precision_sees_the_weights_of_now() -> None:
+    """Inside an autocast block that goes on for many steps, too."""
+    model = probe(precision="bfloat16")
+    with torch.autocast("cpu", enabled=False), model.counting("label"):
+        before = model(X).logits.detach()
+        with torch.no_grad():
+            for parameter in model.module.parameters():
+                parameter.mul_(1.5)
+        torch.testing.assert_close(model(X).logits, slow(model.module, X, "eval"), atol=0.1, rtol=0.05)
+        assert (model(X).logits - before).abs().max() > 0.2
+
+
+# -- counting ------------------------------------------------------------------------------------------------------
+
+
+def test_counts_images_by_phase_and_direction() -> None:
+    model = probe()
+    model(X)
+    with model.counting("label"), torch.no_grad():
+        model(X[:2], "batch")
+    with model.counting("evaluate"):
+        model(X[:1])
+    leaf = X[:4].clone().requires_grad_(True)
+    out = model(leaf).logits
+    with model.counting("evaluate"):  # a backward belongs to the phase of its forward
+        torch.autograd.grad(out.sum(), leaf)
+    assert model.counts == {
+        "synthesise": {"forward": 10, "backward": 4},
+        "label": {"forward": 2, "backward": 0},
+        "evaluate": {"forward": 1, "backward": 0},
+    }
+    assert model.images == 16
+    model.charge({"forward": 3, "backward": 5})
+    model.charge({"forward": 1}, "label")
+    assert model.images == 25
+    assert model.phase == "synthesise"
+
+
+def test_no_backward_is_counted_where_none_reaches_the_input() -> None:
+    model = probe()
+    model(X).logits.sum().backward()  # parameters only
+    with torch.no_grad():
+        model(X.clone().requires_grad_(True))
+    assert model.counts["synthesise"] == {"forward": 12, "backward": 0}
+
+
+def test_counting_leaves_value_and_gradient_alone() -> None:
+    model, leaf, plain = probe(), X.clone().requires_grad_(True), X.clone().requires_grad_(True)
+    ours = torch.autograd.grad(model(leaf).logits.square().sum(), leaf)[0]
+    theirs = torch.autograd.grad(slow(model.module, plain, "eval").square().sum(), plain)[0]
+    torch.testing.assert_close(ours, theirs)
+
+
+# -- blocks --------------------------------------------------------------------------------------------------------
+
+
+def test_frozen_asks_no_parameter_and_puts_back_what_was() -> None:
+    model = probe()
+    model.module.get_submodule("conv").requires_grad_(False)
+    with untouched(model.module):
+        leaf = X.clone().requires_grad_(True)
+        with model.frozen():
+            with model.frozen():
+                assert not any(p.requires_grad for p in model.module.parameters())
+            assert not any(p.requires_grad for p in model.module.parameters())
+            model(leaf).logits.sum().backward()
+        assert leaf.grad is not None
+        assert leaf.grad.abs().max() > 0
+    with pytest.raises(KeyError), untouched(model.module), model.frozen():
+        raise KeyError
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_batchnorm_inputs_equal_their_definition(mode: BatchNormMode) -> None:
+    model = probe()
+    with untouched(model.module):
+        with model.batchnorm_inputs() as seen:
+            model(X[:3], mode)
+            model(X, mode)
+        assert [layer.name for layer in seen] == ["bn", "inner.1"]
+    hidden = model.module.get_submodule("conv")(X)
+    columns = [hidden[:, channel].flatten() for channel in range(5)]
+    mean = torch.stack([column.sum() / column.numel() for column in columns])
+    var = torch.stack([((column - column.mean()) ** 2).sum() / column.numel() for column in columns])
+    torch.testing.assert_close(seen[0].mean, mean)
+    torch.testing.assert_close(seen[0].var, var)  # biased
+    torch.testing.assert_close(seen[0].running_mean, model.module.state_dict()["bn.running_mean"])
+    torch.testing.assert_close(seen[0].running_var, model.module.state_dict()["bn.running_var"])
+    normal = batch_norm(hidden, None, None, training=True)
+    torch.testing.assert_close((hidden - mean.view(1, -1, 1, 1)) / (var.view(1, -1, 1, 1) + 1e-5).sqrt(), normal)
+    model(X)
+    assert len(seen) == 2  # nothing is watched any more
+    assert seen[0].mean.requires_grad
+
+
+def test_taps_give_what_the_modules_gave_and_no_longer_than_the_block() -> None:
+    model = probe()
+    with untouched(model.module):
+        with model.taps("conv", "inner"):
+            with model.taps("last", "conv"):
+                out = model(X)
+            inner = model(X)
+        assert set(out.features) == {"conv", "inner", "last"}
+        assert set(inner.features) == {"conv", "inner"}
+        torch.testing.assert_close(out.features["conv"], model.module.get_submodule("conv")(X))
+        assert torch.equal(out.features["last"], out.logits)
+        assert dict(model(X).features) == {}
+
+
+@pytest.mark.parametrize("path", ["innr.0", ""])
+def test_a_tap_that_is_not_there_is_named(path: str) -> None:
+    model = probe()
+    with (
+        untouched(model.module),
+        pytest.raises(ValueError, match="module path of the teacher: unknown"),
+        model.taps("conv", path),
+    ):
+        pass
+
+
+# -- capabilities --------------------------------------------------------------------------------------------------
+
+
+class NoGradient(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach().flatten(1)[:, :3]
+
+
+def test_says_what_it_can_do_and_names_both_where_it_cannot() -> None:
+    model = probe()
+    with untouched(model.module):
+        assert model.capabilities == {"logits", "input_grad", "batchnorm", "features"}
+    assert model.images == 0  # finding out is not counted
+    plain = Probe(NoGradient(), SPEC)
+    assert plain.capabilities == {"logits"}
+    with pytest.raises(UnsupportedProblem, match=r"deep_inversion: needs a teacher with input_grad; .* has logits"):
+        plain.require("logits", "input_grad", who="deep_inversion")
+    with (
+        pytest.raises(UnsupportedProblem, match="batchnorm_inputs: needs a teacher with batchnorm"),
+        plain.batchnorm_inputs(),
+    ):
+        pass
+
+
+class Constant(nn.Module):
+    def __init__(self, value: Any) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: Tensor) -> Any:
+        return self.value(x)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda x: x.flatten(1)[:, :4], r"expected logits of shape \(n, 3\) for 3 classes, found \(2, 4\) for n = 2"),
+        (lambda x: x.sum() * torch.ones(3), r"expected logits of shape \(n, 3\)"),
+        (lambda x: x.flatten(1)[:, :3] / 0.0, "expected finite logits"),
+        (lambda x: x.flatten(1) @ torch.ones(7, 3), r"cannot be asked images of shape \(2, 4, 4\)"),
+        (lambda x: {"logits": x}, r"expected a tensor of logits \(n, k\), found dict"),
+    ],
+)
+def test_check_names_what_is_wrong_with_a_model(answer: Any, message: str) -> None:
+    model = Probe(Constant(answer), SPEC, name="teacher")
+    with pytest.raises(ValueError, match=f"teacher: .*{message}"):
+        model.check()
+    assert model.images == 0
+
+
+def test_the_digest_tells_models_apart() -> None:
+    model, other = probe(), probe(2)
+    assert model.digest == probe().digest
+    assert model.digest != other.digest
+    changed = probe()
+    changed.module.state_dict()["bn.running_mean"][0] += 1e-3
+    assert changed.digest != model.digest
+
+
+# -- labels --------------------------------------------------------------------------------------------------------
+
+
+def problem(**options: Any) -> Problem:
+    return Problem(probe(1, **options), probe(2, name="student"), SPEC, torch.device("cpu"))
+
+
+def test_labels_are_detached_and_counted_as_such() -> None:
+    p = problem()
+    p.teacher.module.train()
+    with untouched(p.teacher.module):
+        out = p.label(Batch(X))
+    torch.testing.assert_close(out.logits, slow(p.teacher.module, X, "eval"))
+    assert not out.logits.requires_grad
+    assert p.teacher.counts["label"] == {"forward": 6, "backward": 0}
+    assert p.teacher.counts["synthesise"] == {"forward": 0, "backward": 0}
+    assert p.teacher.phase == "synthesise"
+
+
+def test_parts_of_a_mixture_are_labelled_each_in_its_mode() -> None:
+    p = problem()
+    out = p.label(Batch(X, labelling=((2, "batch"), (1, "eval"), (3, "batch"))), taps=("last",))
+    parts = [slow(p.teacher.module, X[:2], "batch"), slow(p.teacher.module, X[2:3], "eval")]
+    expected = torch.cat([*parts, slow(p.teacher.module, X[3:], "batch")])
+    torch.testing.assert_close(out.logits, expected)
+    assert torch.equal(out.features["last"], out.logits)
+    assert out.labelling == ((2, "batch"), (1, "eval"), (3, "batch"))
+    assert p.teacher.counts["label"]["forward"] == 6
+
+
+def test_carried_answers_are_used_where_they_fit_the_request_only() -> None:
+    p = problem()
+    told = torch.full((6, 3), 7.0)
+    fits = Outputs(told, {"last": told}, ((6, "eval"),))
+    assert p.label(Batch(X, teacher=fits)) is fits
+    assert p.label(Batch(X, teacher=fits), taps=("last",)) is fits
+    assert p.teacher.images == 0
+    for batch, taps in (
+        (Batch(X, teacher=fits), ("conv",)),  # another tap
+        (Batch(X, teacher=fits, labelling=((6, "batch"),)), ()),  # another mode
+        (Batch(X, teacher=fits, labelling=((2, "eval"), (4, "eval"))), ()),  # other company
+        (Batch(X, teacher=Outputs(told, {}, ((6, "eval"),), "bfloat16")), ()),  # another precision
+        (Batch(X, teacher=fits).with_x(X), ()),  # other pixels
+    ):
+        assert not torch.equal(p.label(batch, taps).logits, told)
+    rounded = problem(precision="bfloat16")
+    assert not torch.equal(rounded.label(Batch(X, teacher=fits)).logits, told)
+
+
+def test_searching_freezes_both_and_counts_synthesis() -> None:
+    p = problem()
+    with untouched(p.teacher.module), untouched(p.student.module), p.searching():
+        assert not any(q.requires_grad for probe in (p.teacher, p.student) for q in probe.module.parameters())
+        p.teacher(X)
+        p.student(X)
+    assert p.teacher.counts["synthesise"]["forward"] == 6
+    assert p.student.counts["synthesise"]["forward"] == 6
