@@ -1,0 +1,82 @@
+"""Every block of README.md is run, with fewer steps where it trains."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from dfkd import cli, models
+from dfkd.types import InputSpec
+
+README = Path(__file__).parent.parent / "README.md"
+pytestmark = pytest.mark.skipif(not README.exists(), reason="README.md is not beside the tests")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL) if README.exists() else []
+SPEC = InputSpec((1, 8, 8), 10)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Somewhere else, with the files that README names, and a teacher where the demo leaves one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for _, text in BLOCKS:
+        named = re.match(r"# (\w+\.(?:py|yaml))\n", text)
+        if named:
+            Path(named.group(1)).write_text(text, encoding="utf-8")
+    demo = Path("runs/demo")
+    demo.mkdir(parents=True)
+    torch.manual_seed(0)
+    models.save(demo / "teacher.safetensors", models.build("digits_cnn", SPEC), reference="digits_cnn", spec=SPEC)
+    from my_teacher import network  # type: ignore[import-not-found,unused-ignore]  # just written
+
+    torch.save(network().state_dict(), "my_teacher.pt")
+    yield tmp_path
+    for name in ("my_teacher", "my_sampler"):
+        sys.modules.pop(name, None)
+
+
+def commands() -> list[str]:
+    lines = "\n".join(text for kind, text in BLOCKS if kind == "bash").replace("\\\n", " ").splitlines()
+    return [line.split("#")[0].strip() for line in lines if line.startswith("dfkd ") and "&&" not in line]
+
+
+def run(command: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    words = [re.sub(r"budget\.steps=\d+", "budget.steps=12", word) for word in shlex.split(command)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return int(end.value.code or 0)
+
+
+def test_the_commands_are_those_of_the_makefile() -> None:
+    makefile = README.parent / "Makefile"
+    if not makefile.exists():
+        pytest.skip("the Makefile is not beside the tests")
+    targets = re.findall(r"^make (\w+)", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert targets == ["demo", "test"]
+    for target in [*targets, "faults"]:
+        assert re.search(rf"^{target}:", makefile.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_runs(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Path("mine.yaml")
+    shorter = yaml.safe_load(settings.read_text()) | {"budget": {"steps": 12, "batch": 32}, "seeds": [0]}
+    settings.write_text(yaml.safe_dump(shorter))
+    extra = " --workers 1" if command.startswith("dfkd compare") else ""
+    assert run(command + extra, monkeypatch) == 0
+    out = folder / shlex.split(command)[-1]
+    assert (out / "student.safetensors").exists() or (out / "report.html").exists()
+
+
+def test_the_python_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    del folder
+    blocks = [text for kind, text in BLOCKS if kind == "python" and not re.match(r"# \w+\.py\n", text)]
+    assert blocks
+    for text in blocks:
+        exec(compile(text, "README.md", "exec"), {"__name__": "readme"})
+    assert "deep_inversion" in capsys.readouterr().out
