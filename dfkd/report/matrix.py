@@ -1,6 +1,6 @@
 """The fidelity matrix as rows of cells: training samplers down, evaluation distributions across, a panel a metric."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dfkd.results import Cell, Summary
 
@@ -15,12 +15,14 @@ DIAGNOSTIC_COLUMN = "own_draws"
 
 @dataclass(frozen=True)
 class Column:
-    """name: as in the records. group: what stands above it. title: what is left to say. own: whose draws it holds."""
+    """name: as in the records. group: what stands above it. title: what is left to say. own: whose draws it holds.
+    starts: whether it is the first of its group."""
 
     name: str
     group: str
     title: str
     own: str | None = None
+    starts: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ def columns(summary: Summary) -> list[Column]:
     """The evaluation columns: the test set and its damaged versions, noise, draws, searches."""
     found = [_column(name) for name in summary.evaluations if name != DIAGNOSTIC_COLUMN]
     order = ("test set", "damaged test set", "noise", "draws of", "worst case, ε / 255", "other")
-    return sorted(found, key=lambda column: order.index(column.group))
+    found.sort(key=lambda column: order.index(column.group))
+    before = ["", *(column.group for column in found)]
+    return [replace(column, starts=column.group != last) for column, last in zip(found, before, strict=False)]
 
 
 def _column(name: str) -> Column:
@@ -96,7 +100,10 @@ def _panel(summary: Summary, order: list[str], name: str, here: list[Column]) ->
     metric = describe(name)
     cells = {(s, c.name): summary.cell(s, c.name, name) for s in order for c in here}
     scale = metric_scale(metric, [cell.mean for cell in cells.values() if cell.mean is not None])
-    rows = [HeatRow(s, tuple(_heat(cells[s, c.name], metric, scale, s, c) for c in here)) for s in order]
+    rows = []
+    for s in order:
+        runs = len(summary.of(s))
+        rows.append(HeatRow(s, tuple(_heat(cells[s, c.name], metric, scale, s, c, runs) for c in here)))
     groups: list[tuple[str, int]] = []
     for column in here:
         if groups and groups[-1][0] == column.group:
@@ -106,9 +113,9 @@ def _panel(summary: Summary, order: list[str], name: str, here: list[Column]) ->
     return Panel(name, metric, tuple(here), tuple(groups), tuple(rows), scale)
 
 
-def _heat(cell: Cell, metric: Metric, scale: Scale, sampler: str, column: Column) -> HeatCell:
+def _heat(cell: Cell, metric: Metric, scale: Scale, sampler: str, column: Column, runs: int) -> HeatCell:
     own = column.own == sampler
-    failures = failed_words(cell)
+    failures = failed_words(cell, runs)
     if cell.mean is None:
         text = cell.status if cell.failures else "–"
         words = f"{sampler} on {column.name}: {failures or 'no value'}"
@@ -120,7 +127,7 @@ def _heat(cell: Cell, metric: Metric, scale: Scale, sampler: str, column: Column
     words = f"{sampler} on {column.name}, {metric.title}: {values}" + (" (its own draws)" if own else "")
     return HeatCell(
         text=number(cell.mean, metric.form),
-        spread=spread(cell.spread, metric.form),
+        spread=spread(cell.spread, metric.form, cell.mean),
         paint=f"{scale.kind}{level}",
         status=cell.status,
         note=failures,
@@ -129,10 +136,10 @@ def _heat(cell: Cell, metric: Metric, scale: Scale, sampler: str, column: Column
     )
 
 
-def failed_words(cell: Cell) -> str:
-    """2 of 3 diverged."""
+def failed_words(cell: Cell, runs: int) -> str:
+    """2 of 3 diverged. runs: how many there are of the sampler; not every run has every metric."""
     kinds = list(dict.fromkeys(cell.failures))
-    return ", ".join(f"{cell.failures.count(kind)} of {len(cell.seeds)} {kind}" for kind in kinds)
+    return ", ".join(f"{cell.failures.count(kind)} of {runs} {kind}" for kind in kinds)
 
 
 def _exact(value: float | None, metric: Metric) -> str:

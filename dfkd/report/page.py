@@ -13,8 +13,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from dfkd.results import Cell
-
 from .charts import cost_scatter, learning_curves
 from .colour import LEVELS, stylesheet
 from .matrix import DIAGNOSTIC_COLUMN, failed_words, panels
@@ -45,6 +43,7 @@ class Entry:
 
     text: str
     small: str = ""
+    why: str = ""
     sort: float | str | None = None
 
 
@@ -183,7 +182,7 @@ def _heads(run: Run) -> list[str]:
         unit = f", {metric.unit}" if metric.unit in ("%", "nats") else ""
         title = f"worst case ε {evaluation.partition('@')[2]}/255" if evaluation.startswith("worst") else metric.title
         heads.append(title + unit)
-    return [*heads, "steps", "teacher images", "time", "BatchNorm: labels / training / scoring"]
+    return [*heads, "steps", "teacher images", "time", "BatchNorm modes"]
 
 
 def _entries(run: Run, sampler: SamplerView) -> list[Entry]:
@@ -191,19 +190,16 @@ def _entries(run: Run, sampler: SamplerView) -> list[Entry]:
     for evaluation, name in _scores(run):
         cell, form = summary.cell(sampler.label, evaluation, name), describe(name).form
         if cell.mean is None and cell.failures:
-            entries.append(Entry(cell.status, failed_words(cell)))
+            entries.append(Entry(cell.status))
         else:
-            entries.append(Entry(number(cell.mean, form), _small(cell, spread(cell.spread, form)), cell.mean))
+            text, small = number(cell.mean, form), spread(cell.spread, form, cell.mean)
+            entries.append(Entry(text, small, failed_words(cell, len(summary.of(sampler.label))), cell.mean))
     for field in ("steps", "teacher_images"):
         cost = summary.cost(sampler.label, field)
         entries.append(Entry(large(cost), sort=cost))
     seconds = summary.cost(sampler.label, "seconds")
     modes = summary.modes(sampler.label)
     return [*entries, Entry(duration(seconds), sort=seconds), Entry(modes, sort=modes)]
-
-
-def _small(cell: Cell, text: str) -> str:
-    return ", ".join(part for part in (text, failed_words(cell)) if part)
 
 
 # -- pictures, diagnostics, settings -----------------------------------------------------------------------------------
@@ -224,7 +220,7 @@ def _diagnostics(run: Run) -> dict[str, Any]:
     rows = {}
     for sampler in run.order:
         cells = [run.summary.cell(sampler, DIAGNOSTIC_COLUMN, metric) for metric in found]
-        rows[sampler] = [(number(cell.mean, "plain"), spread(cell.spread, "plain")) for cell in cells]
+        rows[sampler] = [(number(cell.mean, "plain"), spread(cell.spread, "plain", cell.mean)) for cell in cells]
     return {"heads": [DIAGNOSTICS.get(m, (m.replace("_", " "), "")) for m in found], "rows": rows if found else {}}
 
 

@@ -33,9 +33,9 @@ def matrix_picture(folder: Path, path: Path, metric: str = "agreement") -> Path:
     with rc_context({"svg.hashsalt": "dfkd", "font.family": "DejaVu Sans"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a name may be in any script
         figure = Figure(figsize=size, dpi=160, facecolor="white")
-        _draw(figure.add_subplot(), panel, names)
-        seeds = len(run.summary.seeds)
-        figure.text(0.01, 0.01, _caption(panel, seeds), fontsize=8, color="#566270", va="bottom")
+        axes = figure.add_subplot()
+        _draw(axes, panel, names)
+        axes.text(0, height + 0.25, _caption(panel, len(run.summary.seeds)), fontsize=8, color="#566270", va="top")
         metadata: dict[str, Any] = {"Date": None} if path.suffix == ".svg" else {"Software": None}
         figure.savefig(path, bbox_inches="tight", pad_inches=0.15, metadata=metadata)
     return path
@@ -81,14 +81,17 @@ def _cell(axes: "Axes", x: int, y: int, paint: str, text: str, spread: str, stat
 
     kind, level = paint[:3], paint[3:]
     colour = ramp(kind, "light", int(level) / (LEVELS - 1)) if paint else "#f1f2f2"
-    hatch = None if status == "ok" else "////"
     axes.add_patch(Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="white", linewidth=1.2))
-    if hatch:
-        axes.add_patch(Rectangle((x, y), 1, 1, facecolor="none", edgecolor="#9aa3ad", hatch=hatch, linewidth=0))
+    if status != "ok":
+        axes.add_patch(
+            Rectangle(
+                (x, y), 1, 1, facecolor="none", edgecolor="#00000045" if paint else "#9aa3ad", hatch="//", linewidth=0
+            )
+        )
     dark = ink(colour)
     if paint:
         axes.text(x + 0.5, y + (0.4 if spread else 0.5), text, ha="center", va="center", fontsize=9.5, color=dark)
         axes.text(x + 0.5, y + 0.74, spread, ha="center", va="center", fontsize=6.8, color=dark)
     else:
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5} if hatch else None
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5} if status != "ok" else None
         axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=6.8, color="#17202b", bbox=box)

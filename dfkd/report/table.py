@@ -52,14 +52,17 @@ def _table(summary: Summary, rich_terminal: bool) -> Table:
         if worst is not None:
             row.append(number(summary.cell(sampler, worst, "agreement").mean, "percent"))
         row += [large(summary.cost(sampler, "teacher_images")), duration(summary.cost(sampler, "seconds"))]
-        table.add_row(*(Text(part) for part in [*row, _status(cell)]), style="" if cell.status == "ok" else "dim")
+        table.add_row(
+            *(Text(part) for part in [*row, _status(cell, len(summary.of(sampler)))]),
+            style="" if cell.status == "ok" else "dim",
+        )
     return table
 
 
-def _status(cell: Cell) -> str:
+def _status(cell: Cell, runs: int) -> str:
     if not cell.failures:
         return "ok"
-    return cell.status if len(cell.failures) == len(cell.seeds) else failed_words(cell)
+    return cell.status if len(cell.failures) == len(cell.seeds) else failed_words(cell, runs)
 
 
 def _caption(summary: Summary) -> Text:

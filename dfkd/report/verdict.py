@@ -45,7 +45,8 @@ def verdict(run: Run) -> list[Markup]:
 
 def _score(run: Run, where: str, sampler: str) -> str:
     cell = run.summary.cell(sampler, where, "agreement")
-    return f"{number(cell.mean, 'percent')} % {spread(cell.spread, 'percent')}".strip()
+    around = spread(cell.spread, "percent").replace("±", "± ")
+    return f"{number(cell.mean, 'percent')} {around}".strip().replace(" ", "\u00a0") + "\u00a0%"
 
 
 def _best(run: Run, where: str, best: str) -> Markup:
@@ -86,30 +87,24 @@ def _lead(run: Run, where: str, free: list[str]) -> Markup:
     size = _against_spread(gap, cell.spread, second.spread)
     tail = Markup(" Not compared, for lack of the same seeds: {}.").format(listed(left_out)) if left_out else Markup("")
     method = "paired bootstrap over rows and seeds, Holm's correction over all pairs"
+    if others[0] in left_out:
+        return ahead + Markup("; it lacks some of the seeds, so no lead over it is claimed.")
     if not tied:
-        return (
-            ahead
-            + Markup("{}, {}. <strong>The lead over {} holds</strong> ({}).").format(interval, size, _all(rows), method)
-            + tail
-        )
+        claim = Markup("{}, {}. <strong>The lead over {} holds</strong> ({}).")
+        return ahead + claim.format(interval, size, _all(rows, len(left_out)), method) + tail
     beaten = (
         Markup(" It is ahead beyond chance of {} only.").format(listed(list(found.ahead)))
         if found.ahead
         else Markup("")
     )
-    return (
-        ahead
-        + Markup("{}, {}. <strong>No lead over {} is supported</strong> ({}).").format(
-            interval, size, listed(tied), method
-        )
-        + beaten
-        + tail
-    )
+    claim = Markup("{}, {}. <strong>No lead over {} is supported</strong> ({}).")
+    return ahead + claim.format(interval, size, listed(tied), method) + beaten + tail
 
 
-def _all(rows: Mapping[str, Any]) -> str:
+def _all(rows: Mapping[str, Any], left_out: int) -> str:
     others = len(rows) - 1
-    return "it" if others == 1 else f"all {others} other data-free samplers"
+    which = "compared" if left_out else "other"
+    return "it" if others == 1 else f"all {others} {which} data-free samplers"
 
 
 def _points(value: float) -> str:

@@ -103,8 +103,12 @@ def plain(value: float) -> str:
     size = abs(value)
     if size and (size < 1e-3 or size >= 1e5):
         return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
-    digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
-    return _round(value, digits)
+    return _round(value, _digits(value))
+
+
+def _digits(value: float) -> int:
+    size = abs(value)
+    return 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
 
 
 def number(value: float | None, form: Form) -> str:
@@ -118,12 +122,14 @@ def number(value: float | None, form: Form) -> str:
     return plain(value)
 
 
-def spread(value: float | None, form: Form) -> str:
-    """A sample standard deviation to go with `number`; empty where it is unknown."""
+def spread(value: float | None, form: Form, beside: float | None = None) -> str:
+    """A sample standard deviation to go with `number(beside)`, as finely as it; empty where it is unknown."""
     if value is None or not math.isfinite(value):
         return ""
     if form in ("percent", "points"):
         return "±" + _round(100 * value, 1)
+    if beside is not None and 1e-3 <= abs(beside) < 1e5 and value < 1e5:
+        return "±" + _round(value, _digits(beside))
     return "±" + plain(value)
 
 
