@@ -151,6 +151,7 @@ def test_a_planted_lead_is_found_in_both_directions() -> None:
     high, low = leads(rows), leads(rows, higher_is_better=False)
     assert (high.best, high.leads, set(high.ahead)) == ("b", True, {"a", "c"})
     assert high.over["a"].mean == pytest.approx(1.0, abs=0.1)
+    assert 0.0 < high.over["a"].low < high.over["a"].mean < high.over["a"].high
     assert "leads all 2 others" in high.note
     assert low.best == "a"
     assert low.over["b"].mean == pytest.approx(1.0, abs=0.1)  # better is positive
