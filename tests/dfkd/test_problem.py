@@ -53,7 +53,8 @@ def slow(model: nn.Module, x: Tensor, mode: BatchNormMode) -> Tensor:
             var = torch.stack([((row - m) ** 2).sum() / row.numel() for row, m in zip(rows, mean, strict=True)])
         shape = (1, -1, *([1] * (h.ndim - 2)))
         h = (h - mean.view(shape)) / (var.view(shape) + 1e-5).sqrt()
-        return h * s[f"{name}.weight"].view(shape) + s[f"{name}.bias"].view(shape)
+        scaled: Tensor = h * s[f"{name}.weight"].view(shape) + s[f"{name}.bias"].view(shape)
+        return scaled
 
     h = torch.relu(normalise(conv2d(x, s["conv.weight"], s["conv.bias"]), "bn")).flatten(1)
     h = torch.relu(normalise(linear(h, s["inner.0.weight"], s["inner.0.bias"]), "inner.1"))
