@@ -135,6 +135,17 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_save_replaces_the_file_at_once(tmp_path: Path) -> None:
+    """Who has the old file open reads it to its end; a file written in place would change under them."""
+    path = tmp_path / "student.safetensors"
+    save(path, trained(), reference="digits_cnn", spec=SPEC)
+    before = path.read_bytes()
+    with path.open("rb") as reader:
+        save(path, trained(1), reference="digits_cnn", spec=SPEC)
+        assert reader.read() == before
+    assert path.read_bytes() != before
+
+
 def test_pickled_modules_are_refused_without_running_them(tmp_path: Path) -> None:
     for name, content in (("module.pt", trained()), ("inside.pt", {"model": trained()})):
         torch.save(content, tmp_path / name)
