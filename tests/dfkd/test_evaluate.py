@@ -39,6 +39,13 @@ def test_scores_equal_their_definition() -> None:
     assert scores(LOGITS, Y) == pytest.approx(slow_scores(LOGITS, Y))
 
 
+def test_calibration_does_not_let_bins_make_up_for_each_other() -> None:
+    """Right where unsure and mostly wrong where sure: the gaps have both signs."""
+    confidence, guess = LOGITS.softmax(dim=1).max(dim=1)
+    y = torch.where(confidence < 0.7, guess, Y)
+    assert scores(LOGITS, y) == pytest.approx(slow_scores(LOGITS, y))
+
+
 def test_certain_and_right_or_wrong() -> None:
     sure = 1e4 * torch.eye(5)
     assert scores(sure, torch.arange(5)) == {"accuracy": 1.0, "nll": 0.0, "ece": 0.0, "rows": 5}

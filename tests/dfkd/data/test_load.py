@@ -32,7 +32,7 @@ def test_digits_keep_their_labels() -> None:
         np.rint(i * 255 / 16).astype(np.uint8).tobytes(): int(y)
         for i, y in zip(bunch.images, bunch.target, strict=True)
     }
-    for part in (data.train, data.test):
+    for part in (data.train, data.test, load("digits", limit=100).train):
         assert part.y is not None
         assert [label[row.numpy().tobytes()] for row in part.x] == part.y.tolist()
 
