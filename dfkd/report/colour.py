@@ -56,8 +56,8 @@ def contrast(one: str, other: str) -> float:
 
 
 def ink(background: str) -> str:
-    """Near-black or white, whichever reads better on it."""
-    return max(("#0d1117", "#ffffff"), key=lambda text: contrast(text, background))
+    """Black or white: one of them always reaches 4.5 on a colour, a softer black would not."""
+    return max(("#000000", "#ffffff"), key=lambda text: contrast(text, background))
 
 
 def _rules(scheme: str) -> str:

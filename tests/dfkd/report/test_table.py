@@ -1,0 +1,44 @@
+"""The terminal table: sorted, plain where nobody looks at colours, never wider than 100 columns."""
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from dfkd.report import print_table
+from dfkd.results import Summary, read
+
+
+def printed(source: Path | Summary) -> str:
+    out = io.StringIO()
+    print_table(source, Console(file=out, width=300))
+    return out.getvalue()
+
+
+def test_is_plain_and_narrow_in_a_pipe(folder: Path) -> None:
+    text = printed(folder)
+    assert "\x1b" not in text
+    assert max(len(line) for line in text.splitlines()) <= 100
+
+
+def test_holds_the_numbers_best_first(folder: Path) -> None:
+    text = printed(Summary(read(folder / "results.jsonl")))
+    rows = [line for line in text.splitlines() if "±" in line and "mean" not in line]
+    shown = [float(line.split("±")[0].split()[-1]) for line in rows]
+    assert len(shown) == 9
+    assert shown == sorted(shown, reverse=True)
+    assert "unsupported" in text
+    assert "1 of 3" in text
+    assert "over 3 seeds" in text
+
+
+def test_brackets_in_names_are_no_markup(folder: Path) -> None:
+    path = folder / "results.jsonl"
+    path.write_text(path.read_text().replace('"mixup"', '"[red]x[/red]"'))
+    assert "[red]x[/red]" in printed(folder)
+
+
+def test_fits_a_terminal_too(folder: Path) -> None:
+    out = io.StringIO()
+    print_table(folder, Console(file=out, width=100, force_terminal=True, no_color=True, legacy_windows=False))
+    assert "real" in out.getvalue()

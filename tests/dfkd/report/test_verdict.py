@@ -1,0 +1,66 @@
+"""The words under the title: a lead is claimed where there is one and nowhere else."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dfkd.report.run import load_run
+from dfkd.report.verdict import verdict
+
+Build = Callable[..., Path]
+FREE = ("deep_inversion", "uniform", "generative")
+
+
+def words(folder: Path) -> str:
+    return " ".join(str(sentence) for sentence in verdict(load_run(folder)))
+
+
+def test_a_clear_lead_is_claimed(build: Build) -> None:
+    scores = {"deep_inversion": 0.97, "uniform": 0.5, "generative": 0.7}
+    said = words(build(samplers=("real", *FREE), scores=scores, diverged=()))
+    assert "Without data, <strong>deep_inversion</strong> does best" in said
+    assert "<strong>97.0\u00a0±\u00a00.4\u00a0%</strong> of the 360 test rows" in said
+    assert "The lead over all 2 other data-free samplers holds" in said
+    assert "more than the larger spread" in said
+    assert "<strong>real</strong>, reaches 99.1" in said
+
+
+def test_a_lead_inside_the_spread_is_not_claimed(build: Build) -> None:
+    scores = {"deep_inversion": 0.91, "generative": 0.905, "uniform": 0.5}
+    said = words(build(samplers=FREE, scores=scores, jitter=0.03, against=("generative",), diverged=()))
+    assert "No lead over generative is supported" in said
+    assert "It is ahead beyond chance of uniform only" in said
+    assert "no more than the larger spread" in said
+    assert "holds" not in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"seeds": (0,)}, "with one seed the spread is unknown and no lead is claimed"),
+        ({"samplers": ("real", "uniform")}, "No other data-free sampler has a score"),
+        ({"samplers": ("real", "mixup")}, "No data-free sampler has a score"),
+        ({"samplers": ("no batchnorm",)}, "nothing can be said about fidelity"),
+        ({"columns": ("uniform",)}, "not a test score"),
+    ],
+)
+def test_no_lead_is_claimed_without_grounds(build: Build, changes: dict[str, object], expected: str) -> None:
+    said = words(build(**{"samplers": ("real", *FREE), **changes}))
+    assert expected in said
+    if "columns" not in changes:
+        assert "holds" not in said
+
+
+def test_a_runner_up_without_all_seeds_is_not_passed_over(build: Build) -> None:
+    scores = {"deep_inversion": 0.97, "generative": 0.9, "uniform": 0.5}
+    said = words(build(samplers=FREE, scores=scores, diverged=(("generative", 2),)))
+    assert "<strong>generative</strong>, is" in said
+    assert "it lacks some of the seeds, so no lead over it is claimed" in said
+    assert "generative diverged on 1 of 3 seeds" in said
+
+
+def test_names_are_escaped(folder: Path) -> None:
+    run = load_run(folder)
+    assert "<script>" not in words(folder)
+    assert "<script>alert(1)</script>" in run.order
