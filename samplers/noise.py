@@ -117,7 +117,7 @@ class Smoothed:
         spec, device, rng = problem.spec, problem.device, state.stream.advance()
         noise = torch.empty(n, *spec.shape, device=device).normal_(generator=rng)
         rows, columns = (_blur(side, self.sigma, device) for side in (spec.height, spec.width))
-        x = rows @ noise @ columns.T  # (h, h) @ (n, c, h, w) @ (w, w)
+        x = ((noise @ columns.T).transpose(2, 3) @ rows.T).transpose(2, 3)  # either one product of two matrices
         least, most = x.amin(dim=(1, 2, 3), keepdim=True), x.amax(dim=(1, 2, 3), keepdim=True)
         x = (x - least) / (most - least).clamp_min(1e-12)  # an image of one pixel has no range to stretch
         x = (spec.low + spec.span * x).clamp_(spec.low, spec.high)

@@ -97,3 +97,13 @@ def test_reads_colours_into_the_box(make_problem: MakeProblem, colours: Path) ->
 def test_names_a_wrong_setting(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Real(**settings)  # type: ignore[arg-type]
+
+
+def test_a_used_state_can_be_put_back(make_problem: MakeProblem) -> None:
+    """The order that it holds for the epoch it was in must not outlive the seed it was made from."""
+    problem = make_problem()
+    state, other = SETTINGS.init(problem, 1), SETTINGS.init(problem, 2)
+    SETTINGS.draw(state, problem, 7)
+    SETTINGS.draw(other, problem, 9)
+    other.load_state_dict(state.state_dict())
+    assert torch.equal(SETTINGS.draw(state, problem, 20).x, SETTINGS.draw(other, problem, 20).x)
