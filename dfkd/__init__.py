@@ -18,8 +18,9 @@ _WHERE = {
     "combine": "dfkd.losses",
     "Budget": "dfkd.engine",
     "Optimiser": "dfkd.engine",
-    "compare": "dfkd.compare",
-    "distill": "dfkd.compare",
+    "compare": "dfkd.comparison",
+    "Evaluation": "dfkd.comparison",
+    "distill": "dfkd.schemes",
     "load": "dfkd.models",
     "load_teacher": "dfkd.models",
 }
@@ -27,6 +28,7 @@ _WHERE = {
 __all__ = [
     "Batch",
     "Budget",
+    "Evaluation",
     "InputSpec",
     "Optimiser",
     "Outputs",
@@ -42,11 +44,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from dfkd.compare import compare, distill
+    from dfkd.comparison import Evaluation, compare
     from dfkd.engine import Budget, Optimiser
     from dfkd.losses import combine
     from dfkd.models import load, load_teacher
     from dfkd.problem import Probe, Problem, UnsupportedProblem
+    from dfkd.schemes import distill
     from dfkd.types import Batch, InputSpec, Outputs
 
 

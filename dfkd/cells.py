@@ -7,11 +7,13 @@ values that paired tests need. What is there already is not done again.
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -35,7 +37,16 @@ from dfkd.types import BatchNormMode, InputSpec, as_device, whole
 if TYPE_CHECKING:
     from dfkd.data import Dataset
 
-__all__ = ["COLUMNS", "Evaluation", "Settings", "run_folder", "score_seed", "train_cell"]
+__all__ = [
+    "COLUMNS",
+    "Evaluation",
+    "Settings",
+    "check_choices",
+    "check_plan",
+    "run_folder",
+    "score_seed",
+    "train_cell",
+]
 
 COLUMNS = ("test", "corrupted", "uniform", "draws", "worst_case")
 
@@ -63,14 +74,23 @@ class Evaluation:
         for column in self.columns:
             if column not in COLUMNS:
                 raise unknown("columns", column, COLUMNS)
+        if not self.columns:
+            raise ValueError(f"columns: expected at least one of {', '.join(COLUMNS)}, found none")
         for corruption in self.corruptions:
             parse_corruption(corruption)
-        if self.rows < 1 or (self.worst_case_rows is not None and self.worst_case_rows < 1):
-            raise ValueError(f"rows: expected an integer >= 1, found {self.rows!r} and {self.worst_case_rows!r}")
-        if self.worst_case_steps < 1 or self.worst_case_restarts < 1:
-            raise ValueError("worst_case_steps, worst_case_restarts: expected integers >= 1")
+        for name in ("rows", "worst_case_rows", "worst_case_steps", "worst_case_restarts"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected an integer >= 1, found {value!r}")
         if any(not 0.0 < epsilon < 255.0 for epsilon in self.epsilons):
             raise ValueError(f"epsilons: expected numbers between 0 and 255, found {self.epsilons!r}")
+
+
+_CHOICES = {
+    "precision": ("float32", "bfloat16"),
+    "student_train": ("train", "fixed"),
+    "student_score": ("eval", "batch", "recalibrated"),
+}
 
 
 @dataclass(frozen=True)
@@ -95,18 +115,7 @@ class Settings:
     student_score: str = "eval"
 
     def __post_init__(self) -> None:
-        if not self.samplers:
-            raise ValueError("samplers: expected at least one, found none")
-        for label in self.samplers:
-            if not label or label.strip() != label or any(c in label for c in "/\\\0\n") or label.startswith("."):
-                raise ValueError(f"samplers: expected a label that can name a folder, found {label!r}")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds: expected different integers, found {self.seeds!r}")
-        if self.student_score not in ("eval", "batch", "recalibrated"):
-            raise ValueError(f"student_score: expected eval, batch or recalibrated, found {self.student_score!r}")
-        around = self.evaluate.worst_case_around
-        if around != "test" and around not in self.samplers:
-            raise ValueError(f"worst_case_around: expected test or a sampler's label, found {around!r}")
+        check_plan(self)
 
     @property
     def controlled(self) -> tuple[int, ...]:
@@ -114,6 +123,31 @@ class Settings:
         if self.control_teacher is None:
             return ()
         return self.seeds if self.control_seeds is None else self.seeds[: self.control_seeds]
+
+
+def check_choices(settings: Any) -> None:
+    """ValueError where a setting that has few legal values has another."""
+    for name, legal in _CHOICES.items():
+        value = getattr(settings, name, legal[0])
+        if value not in legal:
+            raise ValueError(f"{name}: expected one of {', '.join(legal)}, found {value!r}")
+
+
+def check_plan(settings: Any) -> None:
+    """The same of what a comparison's settings must agree on, whether they came from a file or from Python."""
+    check_choices(settings)
+    if not settings.samplers:
+        raise ValueError("samplers: expected at least one, found none")
+    for label in settings.samplers:
+        if not label or label.strip() != label or any(c in label for c in "/\\\0\n") or label.startswith("."):
+            raise ValueError(f"samplers: expected a label that can name a folder, found {label!r}")
+    if not settings.seeds or len(set(settings.seeds)) != len(settings.seeds):
+        raise ValueError(f"seeds: expected different integers, found {list(settings.seeds)!r}")
+    if settings.control_seeds is not None and settings.control_seeds < 1:
+        raise ValueError(f"control_seeds: expected an integer >= 1 or null for all, found {settings.control_seeds!r}")
+    around = settings.evaluate.worst_case_around
+    if around != "test" and around not in settings.samplers:
+        raise unknown("worst_case_around", around, ["test", *settings.samplers])
 
 
 # -- one run -----------------------------------------------------------------------------------------------------------
@@ -145,7 +179,7 @@ def train_cell(settings: Settings, folder: Path, label: str, seed: int, control:
     name = "control" if control else "student"
     record_file = run / f"{name}.json"
     if record_file.exists():
-        return dict(json.loads(record_file.read_text()))
+        return _record(record_file)
     make_folder(run)
     sampler = settings.samplers[label]
     teacher = settings.control_teacher if control else settings.teacher
@@ -203,13 +237,13 @@ def _keep(
     }
     if training.status == "interrupted":
         return record
-    reference = settings.student if isinstance(settings.student, str) else None
+    reference, options = _reference(settings.student)
     models.save(
         run / f"{name}.safetensors",
         distilled.student,
         reference=reference,
         spec=settings.spec,
-        options={},
+        options=options,
         card={"sampler": label, "seed": seed, "steps": training.steps, "data_free": is_data_free(sampler)},
     )
     if control:
@@ -229,6 +263,24 @@ def _keep(
     return record
 
 
+def _reference(student: "str | StudentFactory | nn.Module") -> tuple[str | None, dict[str, Any]]:
+    """How `dfkd.load` builds the student again, and its options; (None, {}) where it needs `model=`."""
+    if isinstance(student, str):
+        return student, {}
+    if isinstance(student, partial) and student.func in (models.build, models.load_teacher):
+        own = {key: value for key, value in student.keywords.items() if key not in ("weights", "normalise")}
+        return str(student.args[0]), own
+    return (None, {}) if isinstance(student, nn.Module) else (models.reference_of(student), {})
+
+
+def _record(file: Path) -> dict[str, Any]:
+    """What a run wrote of itself when it was done."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{file}: cannot be read ({error}); delete it to train this run again") from error
+
+
 # -- scoring -----------------------------------------------------------------------------------------------------------
 
 
@@ -245,7 +297,7 @@ def score_seed(settings: Settings, folder: Path, seed: int) -> None:
     fixed = [answered(column) for column in _fixed_columns(settings, folder, seed)]
     for label in waiting:
         run = run_folder(folder, label, seed)
-        record = json.loads((run / "student.json").read_text())
+        record = _record(run / "student.json")
         head = _head(settings, label, record)
         lines: list[Line] = []
         rows: dict[str, np.ndarray] = {}
@@ -264,7 +316,7 @@ def score_seed(settings: Settings, folder: Path, seed: int) -> None:
                 rowwise = metrics.rowwise(logits, teacher_logits, column.y)
                 rows |= {f"{metric}|{column.name}": rowwise[metric].float().numpy() for metric in ("agreement", "kl")}
             for metric, value in record["diagnostics"].items():
-                lines.append(replace(head, evaluation="own_draws", metric=metric, value=value))
+                lines.append(replace(head, evaluation="own_draws", metric=metric, value=finite(value)))
         with replacing(run / "rows.npz") as draft, draft.open("wb") as file:
             np.savez_compressed(file, **rows)  # type: ignore[arg-type]  # keys are column names
         replace_file(run / "scores.jsonl", "".join(line.to_json() + "\n" for line in lines).encode())
@@ -313,7 +365,10 @@ def _bank(folder: Path, label: str, seed: int) -> Iterator[Column]:
     """What a sampler drew when its run was done; nothing where the run did not finish."""
     file = _bank_file(folder, label, seed)
     if file.exists():
-        x = load_file(file)["x"]
+        try:
+            x = load_file(file)["x"]
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"{file}: cannot be read as a bank of images ({error})") from error
         yield Column(f"draws of {label}", x, None, whole(len(x), "eval"), "draws")
 
 
@@ -324,7 +379,7 @@ def _head(settings: Settings, label: str, record: Mapping[str, Any]) -> Line:
         kind=settings.samplers[label].name,
         data_free=is_data_free(settings.samplers[label]),
         seed=record["seed"],
-        evaluation="test",
+        evaluation="test" if settings.data is not None else f"draws of {label}",  # without data nothing is a test
         metric="agreement",
         value=None,
         status=record["status"],
@@ -339,7 +394,7 @@ def _scored(settings: Settings, folder: Path, label: str, seed: int, name: str) 
     """A saved student, in the BatchNorm mode it is scored in; None where there is none that finished."""
     run = run_folder(folder, label, seed)
     record = run / f"{name}.json"
-    if not record.exists() or json.loads(record.read_text())["status"] != "ok":
+    if not record.exists() or _record(record)["status"] != "ok":
         return None
     module = models.load(run / f"{name}.safetensors", model=make_student(settings.student, settings.spec, seed))
     if settings.student_score == "recalibrated":

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from dfkd import __version__
+from dfkd.naming import unknown
+
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     help="Data-free distillation: make inputs, match the teacher on them, see where the student matches it.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -24,9 +26,18 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"dfkd {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")]
+
+
 @app.callback()
-def _options(debug: Debug = False) -> None:
-    del debug  # read by main, wherever it stands
+def _options(debug: Debug = False, version: Version = False) -> None:
+    del debug, version  # read by main, wherever it stands; printed by its callback
 
 
 @app.command()
@@ -84,17 +95,19 @@ def list_(kind: Annotated[str, typer.Argument(help="samplers, losses, models or 
 
 def main() -> None:
     """One line for bad input, exit status 2; `--debug` shows where it came from."""
-    arguments = sys.argv[1:]
-    debug = "--debug" in arguments
-    if debug:
-        arguments = [word for word in arguments if word != "--debug"]
+    arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
     try:
-        sys.exit(app(args=arguments, standalone_mode=False, prog_name="dfkd") or 0)
+        _check_command(arguments)
+        sys.exit(app(args=arguments or ["--help"], standalone_mode=False, prog_name="dfkd") or 0)
     except typer.Exit as end:
         sys.exit(end.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         print("dfkd: interrupted; the same command continues", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        sys.stderr.close()
+        sys.exit(141)
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -103,14 +116,24 @@ def main() -> None:
         sys.exit(2 if _is_input(error) else 1)
 
 
+def _check_command(arguments: list[str]) -> None:
+    """ValueError where the first word is no command; the library that reads the rest does not always guess."""
+    known = [command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands]
+    first = arguments[0] if arguments else "--help"
+    if not first.startswith("-") and first not in known:
+        raise unknown("command", first, known)
+
+
 def _is_input(error: Exception) -> bool:
     return isinstance(error, (ValueError, OSError)) or hasattr(error, "format_message")
 
 
 def _one_line(error: Exception) -> str:
     """What a person can act on; anything unforeseen says how to see more."""
+    option, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+    if context is not None and option and type(error).__name__ == "NoSuchOption":
+        known = [name for parameter in context.command.params for name in parameter.opts if name.startswith("--")]
+        return f"{unknown('option', option, [*known, '--debug', '--help'])}"
     text = error.format_message() if hasattr(error, "format_message") else str(error)  # a usage error knows its words
-    if hasattr(error, "possibilities") and getattr(error, "possibilities", None):
-        text += f" The nearest is {error.possibilities[0]!r}."
     line = " ".join(text.split()) or type(error).__name__
     return line if _is_input(error) else f"{type(error).__name__}: {line} (--debug shows where)"

@@ -5,6 +5,7 @@ one; a wrong type or an illegal value is one line that says where it stands.
 """
 
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -15,9 +16,9 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from dfkd.compare import Evaluation
+from dfkd.cells import Evaluation, check_choices, check_plan
 from dfkd.engine import Budget, Optimiser
-from dfkd.interfaces import Sampler
+from dfkd.interfaces import Sampler, default_label
 from dfkd.losses import Objective, combine
 from dfkd.naming import unknown
 from dfkd.registry import LOSSES, SAMPLERS, find
@@ -33,6 +34,8 @@ __all__ = [
     "parse",
     "read_settings",
     "sampler",
+    "spelt_out",
+    "words",
 ]
 
 
@@ -101,6 +104,10 @@ class CompareConfig:
     student_train: str = "train"
     student_score: str = "eval"
 
+    def __post_init__(self) -> None:
+        objective(self.objective)
+        check_plan(self)
+
 
 @dataclass(frozen=True)
 class DistillConfig:
@@ -116,6 +123,10 @@ class DistillConfig:
     device: str | None = None
     precision: str = "float32"
     student_train: str = "train"
+
+    def __post_init__(self) -> None:
+        objective(self.objective)
+        check_choices(self)
 
 
 @dataclass(frozen=True)
@@ -166,20 +177,33 @@ def _yaml(text: str, where: str) -> Any:
 
 
 def _set(settings: dict[str, Any], keys: list[str], value: Any, word: str) -> None:
-    for key in keys[:-1]:
-        inner = settings.get(key)
-        inner = {"weights": inner} if isinstance(inner, str) else dict(inner or {})
-        settings[key] = inner
-        settings = inner
-    if not keys[-1]:
+    if not all(keys):
         raise ValueError(f"{word}: expected KEY=VALUE, found no key")
+    for depth, key in enumerate(keys[:-1]):
+        inner = settings.get(key)
+        if isinstance(inner, str):
+            inner = spelt_out(inner) if depth == 0 and key in _MODELS else {inner: {}}
+        if inner is not None and not isinstance(inner, Mapping):
+            raise ValueError(f"{word}: {'.'.join(keys[: depth + 1])} is {inner!r}, which has no {keys[depth + 1]!r}")
+        settings[key] = dict(inner or {})  # a copy: what is laid over stays as it was
+        settings = settings[key]
     settings[keys[-1]] = value
+
+
+_MODELS = ("teacher", "control_teacher", "student")
+
+
+def spelt_out(model: str) -> dict[str, Any]:
+    """A teacher or student in one word: a weights file, or a model."""
+    return {"weights": model} if Path(model).suffix and ":" not in model else {"model": model}
 
 
 def parse(cls: type[Any], settings: Any, where: str = "") -> Any:
     """An instance of a dataclass of settings from plain values; ValueError with the place of what is wrong."""
     if cls in (TeacherConfig, StudentConfig) and isinstance(settings, str):
-        settings = {"weights": settings} if Path(settings).suffix else {"model": settings}
+        settings = spelt_out(settings)
+    if cls is Evaluation and isinstance(settings, list):
+        settings = {"columns": settings}
     if not isinstance(settings, Mapping):
         raise ValueError(f"{where or cls.__name__}: expected settings by name, found {settings!r}")
     hints = typing.get_type_hints(cls)
@@ -195,7 +219,7 @@ def parse(cls: type[Any], settings: Any, where: str = "") -> Any:
             raise ValueError(f"{where or 'settings'}: {name} is missing")
     try:
         return cls(**values)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # a class of the user's may compare what cannot be compared
         raise ValueError(f"{where}: {error}" if where else str(error)) from error
 
 
@@ -205,15 +229,23 @@ def sampler(spec: Any, where: str = "sampler") -> tuple[str | None, Sampler]:
     label = options.pop("label", None)
     if label is not None and not isinstance(label, str):
         raise ValueError(f"{where}.{name}.label: expected text, found {label!r}")
-    cls = _user_class(name, where) if ":" in name else find(where, name, SAMPLERS)
-    return label, parse(cls, options, f"{where}.{name}")
+    if ":" not in name:
+        return label, parse(find(where, name, SAMPLERS), options, f"{where}.{name}")
+    made = parse(_user_class(name, where), options, f"{where}.{name}")
+    if not isinstance(made, Sampler):
+        missing = [part for part in _SAMPLER if not hasattr(made, part)]
+        raise ValueError(f"{where}: {name} is not a sampler; it has no {', '.join(missing)}")
+    return label, made
+
+
+_SAMPLER = ("name", "data_free", "needs", "uses_student", "init", "draw", "observe")
 
 
 def objective(spec: Mapping[str, Any]) -> Objective:
     """A weighted sum of losses from {name: {option: value, weight: number}}."""
     terms = {}
-    for name, options in spec.items():
-        options = dict(options or {})
+    for entry in spec.items():
+        name, options = _named(dict([entry]), "objective")
         weight = _convert(float, options.pop("weight", 1.0), f"objective.{name}.weight")
         terms[name] = (weight, parse(find("objective", name, LOSSES), options, f"objective.{name}"))
     return combine(terms)
@@ -233,7 +265,10 @@ def _named(spec: Any, where: str) -> tuple[str, dict[str, Any]]:
 def _user_class(reference: str, where: str) -> Any:
     from dfkd.models.build import import_function
 
-    found: Any = import_function(reference)
+    try:
+        found: Any = import_function(reference)
+    except ValueError as error:
+        raise ValueError(f"{where}: {str(error).removeprefix('model: ')}") from error
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise ValueError(f"{where}: expected {reference!r} to be a dataclass of settings with init, draw and observe")
     return found
@@ -253,22 +288,41 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             if isinstance(value, kind):  # type: ignore[arg-type]  # a dataclass type
                 return value
             return parse(kind, value, where)  # type: ignore[arg-type]  # a dataclass type
-    if isinstance(value, bool) and hint is not Any and bool not in kinds:
-        raise ValueError(f"{where}: expected {_words(hint)}, found {str(value).lower()}")
+    if hint is not Any and not _same_truth(kinds, value):
+        raise ValueError(f"{where}: expected {words(hint)}, found {_shown(value)}")
     try:
         return TypeAdapter(hint).validate_python(value)
     except ValidationError as error:
-        raise ValueError(f"{where}: expected {_words(hint)}, found {value!r}") from error
+        raise ValueError(f"{where}: expected {words(hint)}, found {_shown(value)}") from error
+
+
+def _same_truth(kinds: Iterable[Any], value: Any) -> bool:
+    """Whether true and false stand only where they may, and nothing else does where they must: 1 is not true."""
+    kinds = list(kinds)
+    if isinstance(value, bool):
+        return bool in kinds
+    if kinds == [bool]:
+        return False
+    if isinstance(value, (list, tuple)):
+        inner = [k for kind in kinds for k in typing.get_args(kind) if k is not Ellipsis]
+        return any(k is Any for k in inner) or all(_same_truth(inner, part) for part in value)
+    return True
+
+
+def _shown(value: Any) -> str:
+    """As it stands in YAML."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
 
 
 def _several(hint: Any, value: Any, where: str) -> Any:
     """A list of samplers, as a tuple of them or by label."""
     if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
         raise ValueError(f"{where}: expected a list of samplers, found {value!r}")
+    if not value:
+        raise ValueError(f"{where}: expected at least one sampler, found none")
     entries = [sampler(entry, f"{where}[{place}]") for place, entry in enumerate(value)]
-    if typing.get_origin(hint) is tuple:
+    if typing.get_origin(hint) is not dict:
         return tuple(part for _, part in entries)
-    from dfkd.compare import default_label
 
     labelled: dict[str, Sampler] = {}
     for label, part in entries:
@@ -283,16 +337,19 @@ def _is_union(hint: Any) -> bool:
     return typing.get_origin(hint) in (typing.Union, types.UnionType)
 
 
-def _words(hint: Any) -> str:
+def words(hint: Any) -> str:
     """An annotation as people say it."""
     if _is_union(hint):
-        return " or ".join(_words(k) for k in typing.get_args(hint))
+        return " or ".join(words(k) for k in typing.get_args(hint))
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) in (tuple, list):
         inner = [k for k in typing.get_args(hint) if k is not Ellipsis]
-        return f"a list of {len(inner)}" if len(inner) > 1 else f"a list, each {_words(inner[0])}"
+        return f"a list of {len(inner)}" if len(inner) > 1 else f"a list, each {words(inner[0])}"
     names = {float: "a number", int: "a whole number", str: "text", bool: "true or false", types.NoneType: "null"}
+    names |= {Path: "a path", dict: "settings by name"}
+    if typing.get_origin(hint) is dict:
+        return names[dict]
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 
 

@@ -19,16 +19,21 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Write to the path given inside; it then replaces `path` in one move. After an error the old file stands."""
+def replacing(path: Path, what: str = "file") -> Iterator[Path]:
+    """Write to the path given inside; it then replaces `path` in one move. After an error the old file stands.
+
+    what: what is being written, for the one line that says why it cannot be. Missing folders are made.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield draft
         with draft.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(draft, path)
+        _sync_folder(path.parent)
     except OSError as error:
-        raise ValueError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise ValueError(f"{what}: cannot write {path}: {error.strerror or error}") from error
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
@@ -38,3 +43,13 @@ def replace_file(path: Path, content: bytes) -> None:
     """The whole content, in one move."""
     with replacing(path) as draft:
         draft.write_bytes(content)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the renaming last through a power cut, where folders can be opened."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

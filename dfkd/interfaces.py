@@ -9,7 +9,17 @@ from torch import Tensor, nn
 from dfkd.problem import Problem
 from dfkd.types import Batch, Outputs
 
-__all__ = ["Loss", "Sampler", "State", "StudentFactory", "is_data_free", "parts", "sources", "walk"]
+__all__ = [
+    "Loss",
+    "Sampler",
+    "State",
+    "StudentFactory",
+    "default_label",
+    "is_data_free",
+    "parts",
+    "sources",
+    "walk",
+]
 
 StudentFactory = Callable[[], nn.Module]
 
@@ -92,6 +102,11 @@ def walk(sampler: Sampler) -> Iterator[Sampler]:
     yield sampler
     for _, part in parts(sampler):
         yield from walk(part)
+
+
+def default_label(sampler: Sampler) -> str:
+    """Its name and the names of its parts: adversarial-pooled-deep_inversion."""
+    return "-".join(part.name for part in walk(sampler))
 
 
 def is_data_free(sampler: Sampler) -> bool:

@@ -5,6 +5,7 @@ trained on. High on its own draws and low elsewhere means that the sampler does 
 a test score.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,8 +19,8 @@ __all__ = ["selfcheck"]
 
 def selfcheck(
     problem: Problem, sampler: Sampler, state: Any, unseen: Mapping[str, Sampler], rows: int = 1000, seed: int = 0
-) -> dict[str, dict[str, float]]:
-    """Agreement and KL (nats) by sampler: its own fresh draws first, then samplers it did not train on."""
+) -> dict[str, dict[str, float | None]]:
+    """Agreement and KL (nats; None where it is undefined): its own fresh draws first, then samplers not trained on."""
     drawn = [columns.draws_column(sampler.name, sampler, state, problem, rows)]
     for name, other in unseen.items():
         fresh = other.init(problem, derive(seed, "selfcheck", name))
@@ -30,5 +31,9 @@ def selfcheck(
         teacher = columns.logits(problem.teacher, column.x, problem.spec, column.labelling)
         student = columns.logits(problem.student, column.x, problem.spec)
         scores = metrics.score(student, teacher)
-        found[column.name] = {name: float(scores[name] or 0.0) for name in ("agreement", "kl")}
+        found[column.name] = {name: _finite(scores[name]) for name in ("agreement", "kl")}
     return found
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

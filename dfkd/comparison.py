@@ -4,97 +4,37 @@ All students of a seed start from the same weights and get the same budget; the 
 holds one comparison: the same settings into the same folder continue it, other settings are refused.
 """
 
-import json
-import pickle
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 from torch import nn
 
 from dfkd import results, runtime
+from dfkd.about import paper
 from dfkd.cells import Evaluation, Settings, run_folder, score_seed, train_cell
+from dfkd.claim import claimed, keep_manifest, same_models
 from dfkd.engine import Budget, Optimiser
 from dfkd.fidelity import columns
-from dfkd.files import make_folder, replace_file
-from dfkd.interfaces import Sampler, StudentFactory, is_data_free, sources, walk
+from dfkd.files import replace_file
+from dfkd.interfaces import Sampler, StudentFactory, default_label, is_data_free, sources
+from dfkd.jobs import run_all
 from dfkd.losses import KL, Objective, combine
-from dfkd.problem import Probe
+from dfkd.problem import Probe, Problem, UnsupportedProblem
 from dfkd.results import Line, Summary
+from dfkd.rng import derive
 from dfkd.schemes.offline import make_problem, make_student
 from dfkd.types import InputSpec, as_device
 
 if TYPE_CHECKING:
     from dfkd.data import Dataset
 
-__all__ = ["Comparison", "Evaluation", "Settings", "claim", "compare", "default_label"]
-
-Job = tuple[Callable[..., Any], tuple[Any, ...]]
-
-
-def _work(payload: bytes, arguments: tuple[Any, ...]) -> Any:
-    job, settings = pickle.loads(payload)  # our own bytes, made a moment ago by the parent process
-    return job(settings, *arguments)
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-def _run_all(
-    settings: Settings, jobs: Sequence[Job], workers: int, finished: Callable[[tuple[Any, ...]], None]
-) -> list[Any]:
-    """Runs jobs here (one worker) or in processes of their own, one thread each; in order of `jobs`."""
-    if workers == 1:
-        done = []
-        for job, arguments in jobs:
-            done.append(job(settings, *arguments))
-            finished(arguments)
-        return done
-    try:
-        payloads = {job: pickle.dumps((job, settings)) for job in dict.fromkeys(job for job, _ in jobs)}
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise ValueError(
-            f"workers: several processes need settings that can be pickled ({error}); use workers=1"
-        ) from error
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_one_thread) as pool:
-        futures: dict[Future[Any], tuple[Any, ...]] = {
-            pool.submit(_work, payloads[job], arguments): arguments for job, arguments in jobs
-        }
-        try:
-            for future in as_completed(futures):
-                future.result()
-                finished(futures[future])
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-        return [future.result() for future in futures]
-
-
-def claim(folder: Path, config: Mapping[str, Any]) -> None:
-    """The folder is this comparison's: empty, or begun with the same settings."""
-    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-    file = folder / "config.yaml"
-    if not file.exists():
-        make_folder(folder)
-        strangers = sorted(p.name for p in folder.iterdir() if p.name not in ("teacher.safetensors",))
-        if strangers:
-            raise ValueError(
-                f"out: {folder} is not empty (it holds {strangers[0]}) and holds no comparison; name another"
-            )
-        replace_file(file, text.encode())
-        return
-    there = yaml.safe_load(file.read_text()) or {}
-    if there != yaml.safe_load(text):
-        keys = [key for key in {**there, **config} if there.get(key) != yaml.safe_load(text).get(key)]
-        raise ValueError(f"out: {folder} holds another comparison (its {', '.join(keys)} differs); name another folder")
+__all__ = ["Comparison", "Evaluation", "Settings", "about_sampler", "compare", "try_sampler"]
 
 
 @dataclass
@@ -103,7 +43,6 @@ class Comparison:
 
     folder: Path
     lines: list[Line]
-    _temporary: Any = field(default=None, repr=False)  # a temporary folder lives as long as this does
 
     @property
     def summary(self) -> Summary:
@@ -117,7 +56,10 @@ class Comparison:
 
     def to_frame(self) -> Any:
         """One row for each result line, as a pandas DataFrame."""
-        import pandas  # an optional package
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_frame: needs pandas, which dfkd does not install; `lines` has the same") from error
 
         return pandas.DataFrame([asdict(line) for line in self.lines])
 
@@ -160,9 +102,7 @@ def compare(
     control_teacher: an independently trained teacher; its students give the excess agreement. out: a folder; the same
     settings continue it. ValueError for anything that does not fit together.
     """
-    from dfkd.data import load  # here, so that a data-free run never imports it
-
-    dataset = load(data) if isinstance(data, str) else data
+    dataset = _dataset(data)
     spec = dataset.spec if dataset is not None and spec is None else spec
     if spec is None:
         raise ValueError("compare: expected data or spec, found neither")
@@ -184,17 +124,58 @@ def compare(
         budget=budget or Budget(steps=2000),
         optimiser=optimiser or Optimiser(),
     )
-    temporary = tempfile.TemporaryDirectory(prefix="dfkd-") if out is None else None
-    folder = Path(temporary.name) if temporary is not None else Path(str(out))
-    make_problem(teacher, make_student(student, spec, 0), spec, device="cpu")  # a misfit is found before any work
-    claim(folder, describe(settings) if config is None else config)
-    write_manifest(settings, folder)
-    run(settings, folder, workers, show_progress)
-    return Comparison(folder, results.read(folder / "results.jsonl"), temporary)
+    _try(settings)
+    folder = Path(tempfile.mkdtemp(prefix="dfkd-")) if out is None else Path(out)
+    with claimed(folder, _describe(settings) if config is None else config):
+        manifest = _manifest(settings)
+        same_models(folder, manifest)
+        keep_manifest(folder, manifest)
+        run(settings, folder, workers, show_progress)
+    comparison = Comparison(folder, results.read(folder / "results.jsonl"))
+    if out is None:  # a temporary folder lives as long as what it was made for
+        weakref.finalize(comparison, shutil.rmtree, folder, True)
+    return comparison
+
+
+def _dataset(data: "str | Path | Dataset | None") -> "Dataset | None":
+    if isinstance(data, (str, Path)):
+        from dfkd.data import load  # here, so that a data-free run never imports it
+
+        return load(str(data))
+    return data
+
+
+def _try(settings: Settings) -> None:
+    """Finds what does not fit together before any work is done."""
+    spec, data = settings.spec, settings.data
+    if data is not None and (data.spec.shape, data.spec.num_classes) != (spec.shape, spec.num_classes):
+        raise ValueError(
+            f"spec: expected images {data.spec.shape} of {data.spec.num_classes} classes, as in {data.name}, "
+            f"found {spec.shape} of {spec.num_classes}"
+        )
+    student = make_student(settings.student, spec, 0)
+    problem = make_problem(settings.teacher, student, spec, device="cpu", precision=settings.precision)
+    if settings.control_teacher is not None:
+        Probe(settings.control_teacher, spec, name="control teacher").check()
+    for sampler in settings.samplers.values():
+        try:
+            try_sampler(sampler, problem)
+        except UnsupportedProblem:
+            continue  # becomes a line of the results
+
+
+def try_sampler(sampler: Sampler, problem: Problem) -> None:
+    """ValueError where its settings do not fit the problem: data that is missing, images of another shape."""
+    counts = {phase: dict(count) for phase, count in problem.teacher.counts.items()}
+    sampler.init(problem, derive(0, "try"))
+    problem.teacher.counts = counts
 
 
 def _labelled(samplers: "Sequence[Sampler] | Mapping[str, Sampler]") -> dict[str, Sampler]:
     """Samplers by label; a list gets the names, which must differ."""
+    for sampler in samplers.values() if isinstance(samplers, Mapping) else samplers:
+        if isinstance(sampler, type) or not isinstance(sampler, Sampler):
+            raise ValueError(f"samplers: expected samplers, such as Uniform(), found {sampler!r}")
     if isinstance(samplers, Mapping):
         return dict(samplers)
     labelled = {default_label(sampler): sampler for sampler in samplers}
@@ -203,23 +184,15 @@ def _labelled(samplers: "Sequence[Sampler] | Mapping[str, Sampler]") -> dict[str
     return labelled
 
 
-def default_label(sampler: Sampler) -> str:
-    """Its name and the names of its parts: adversarial-pooled-deep_inversion."""
-    return "-".join(part.name for part in walk(sampler))
-
-
-def describe(settings: Settings) -> dict[str, Any]:
+def _describe(settings: Settings) -> dict[str, Any]:
     """The settings as plain values, to tell whether a folder holds the same comparison."""
     plain = {name: getattr(settings, name) for name in ("control_seeds", "precision", "student_train", "student_score")}
-    teachers = {
-        name: None if module is None else Probe(module, settings.spec, name=name).digest
-        for name, module in (("teacher", settings.teacher), ("control_teacher", settings.control_teacher))
-    }
     return {
-        **teachers,
-        "student": settings.student if isinstance(settings.student, str) else type(settings.student).__name__,
+        "teacher": type(settings.teacher).__name__,
+        "control_teacher": None if settings.control_teacher is None else type(settings.control_teacher).__name__,
+        "student": settings.student if isinstance(settings.student, str) else "an object",
         "samplers": {label: repr(sampler) for label, sampler in settings.samplers.items()},
-        "data": None if settings.data is None else f"{settings.data.name} {settings.data.digest}",
+        "data": None if settings.data is None else settings.data.name,
         **{name: repr(getattr(settings, name)) for name in ("spec", "objective", "budget", "optimiser", "evaluate")},
         "seeds": list(settings.seeds),
         **plain,
@@ -239,12 +212,13 @@ def run(settings: Settings, folder: Path, workers: int = 1, show_progress: bool 
         bar.update(done / all_jobs, f"{done} of {all_jobs}: {' '.join(map(str, arguments[1:3]))}")
 
     try:
-        trained = _run_all(settings, [(train_cell, (folder, *cell)) for cell in cells], workers, advance)
+        trained = run_all(settings, [(train_cell, (folder, *cell)) for cell in cells], workers, advance)
         if any(record["status"] == "interrupted" for record in trained):
             raise KeyboardInterrupt
-        _run_all(settings, [(score_seed, (folder, seed)) for seed in settings.seeds], workers, advance)
+        run_all(settings, [(score_seed, (folder, seed)) for seed in settings.seeds], workers, advance)
     finally:
         bar.close()
+    # all lines in one order, however many processes wrote them
     files = [run_folder(folder, label, seed) / "scores.jsonl" for seed in settings.seeds for label in settings.samplers]
     replace_file(folder / "results.jsonl", b"".join(file.read_bytes() for file in files))
     from dfkd.report import write_report
@@ -252,25 +226,21 @@ def run(settings: Settings, folder: Path, workers: int = 1, show_progress: bool 
     write_report(folder)
 
 
-def write_manifest(settings: Settings, folder: Path) -> None:
+def _manifest(settings: Settings) -> dict[str, Any]:
     """What it took to make the numbers: versions, hardware, hashes, sources."""
-    data = settings.data
+    data, spec = settings.data, settings.spec
+    control = settings.control_teacher
     manifest: dict[str, Any] = {
         **runtime.describe(),
         "seeds": list(settings.seeds),
         "control_seeds": list(settings.controlled),
         "device": settings.device,
-        "teacher": {"digest": Probe(settings.teacher, settings.spec).digest, "accuracy": None},
-        "control": settings.control_teacher is not None,
-        "samplers": {
-            label: {
-                "kind": sampler.name,
-                "data_free": is_data_free(sampler),
-                "sources": sources(sampler),
-                "settings": repr(sampler),
-            }
-            for label, sampler in settings.samplers.items()
-        },
+        "teacher": {"digest": Probe(settings.teacher, spec).digest, "accuracy": None},
+        "control_teacher": None if control is None else {"digest": Probe(control, spec).digest, "accuracy": None},
+        # of the first seed's weights before training: a factory has no name that tells two apart
+        "student": {"digest": Probe(make_student(settings.student, spec, settings.seeds[0]), spec).digest},
+        "control": bool(settings.controlled),
+        "samplers": {label: about_sampler(sampler) for label, sampler in settings.samplers.items()},
     }
     if data is not None:
         manifest["data"] = {
@@ -278,11 +248,23 @@ def write_manifest(settings: Settings, folder: Path) -> None:
             "digest": data.digest,
             "train_rows": len(data.train),
             "test_rows": len(data.test),
+            "classes": None if spec.class_names is None else list(spec.class_names),
         }
         manifest["resolution"] = 1.0 / len(data.test)
-        teacher = Probe(settings.teacher, settings.spec, as_device(settings.device))
-        logits = columns.logits(teacher, data.test.x, settings.spec)
-        if data.test.y is not None:
-            accuracy = (logits.argmax(dim=1) == data.test.y).double().mean().item()  # sync
-            manifest["teacher"]["accuracy"] = accuracy
-    replace_file(folder / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+        for name, module in (("teacher", settings.teacher), ("control_teacher", control)):
+            if module is not None and data.test.y is not None:
+                probe = Probe(module, spec, as_device(settings.device))
+                right = columns.logits(probe, data.test.x, spec).argmax(dim=1) == data.test.y.cpu()  # sync
+                manifest[name]["accuracy"] = right.double().mean().item()  # sync
+    return manifest
+
+
+def about_sampler(sampler: Sampler) -> dict[str, Any]:
+    """What a manifest says of a sampler."""
+    return {
+        "kind": sampler.name,
+        "paper": paper(type(sampler)),
+        "data_free": is_data_free(sampler),
+        "sources": sources(sampler),
+        "settings": repr(sampler),
+    }

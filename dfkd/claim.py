@@ -1,0 +1,119 @@
+"""A folder holds one run: begun with its settings, continued with the same, refused to others.
+
+config.yaml has the settings as given; manifest.json has what they stood for when the run began: versions, hardware,
+and digests of the models and data, since a file may change while its name stays.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dfkd.files import make_folder, replace_file
+
+__all__ = ["begun", "claimed", "keep_manifest", "same_models"]
+
+CONFIG, MANIFEST = "config.yaml", "manifest.json"
+_BEGINNINGS = (CONFIG, MANIFEST, "teacher.safetensors", "control_teacher.safetensors")
+_DIGESTS = ("teacher", "control_teacher", "student", "data")
+
+
+@contextmanager
+def claimed(folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, the folder is this run's. ValueError where it is another's or cannot be written.
+
+    Where bad input is found inside before anything was trained, a folder that was begun here is given up again, so
+    that the corrected settings find it free.
+    """
+    wanted = yaml.safe_load(_text(config))
+    file = folder / CONFIG
+    if begun(folder):
+        _refuse_others(folder, wanted)
+        yield
+        return
+    existed = folder.exists()
+    make_folder(folder)
+    strangers = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if strangers:
+        raise ValueError(f"out: {folder} is not empty (it holds {strangers[0]}) and holds no run; name another folder")
+    replace_file(file, _text(config).encode())
+    try:
+        yield
+    except (ValueError, OSError):
+        _give_up(folder, remove=not existed)
+        raise
+
+
+def begun(folder: Path) -> bool:
+    """Whether the folder holds a run."""
+    return (folder / CONFIG).exists()
+
+
+def keep_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes what the run began with, once."""
+    if not (folder / MANIFEST).exists():
+        text = json.dumps(manifest, indent=1, ensure_ascii=False)
+        replace_file(folder / MANIFEST, text.encode())
+
+
+def same_models(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """ValueError where the folder's run began with other weights or data under the same names."""
+    file = folder / MANIFEST
+    if not file.exists():
+        return
+    try:
+        there = json.loads(file.read_text(encoding="utf-8"))
+        old = {part: (there.get(part) or {}).get("digest") for part in _DIGESTS}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"out: {file} cannot be read ({error}); name another folder") from error
+    for part, digest in old.items():
+        if digest != (manifest.get(part) or {}).get("digest"):
+            what = part.replace("_", " ")
+            raise ValueError(
+                f"out: {folder} was begun with another {what}, though of the same name; name another folder"
+            )
+
+
+def _text(config: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+
+
+def _refuse_others(folder: Path, wanted: Mapping[str, Any]) -> None:
+    file = folder / CONFIG
+    try:
+        there = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"out: {file} cannot be read; name another folder ({' '.join(str(error).split())})") from error
+    if there == wanted:
+        return
+    if not isinstance(there, Mapping):
+        raise ValueError(f"out: {file} is not of a run; name another folder")
+    differing = ", ".join(_differences(there, wanted))
+    raise ValueError(f"out: {folder} holds another run, which differs in {differing}; name another folder")
+
+
+def _differences(there: Any, wanted: Any, where: str = "") -> list[str]:
+    """The dotted keys that differ, the deepest that are names on both sides."""
+    if not (isinstance(there, Mapping) and isinstance(wanted, Mapping)):
+        return [where] if there != wanted else []
+    found = []
+    for key in {**there, **wanted}:
+        place = f"{where}.{key}" if where else str(key)
+        if (key in there) != (key in wanted):
+            found.append(place)
+        else:
+            found += _differences(there[key], wanted[key], place)
+    return found
+
+
+def _give_up(folder: Path, remove: bool) -> None:
+    if any(path.name not in _BEGINNINGS for path in folder.iterdir()):
+        return  # a run has begun in earnest: its settings stay
+    for name in _BEGINNINGS:
+        (folder / name).unlink(missing_ok=True)
+    if remove:
+        with suppress(OSError):
+            folder.rmdir()

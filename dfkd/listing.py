@@ -1,0 +1,84 @@
+"""What there is by name, for `dfkd list`: read from the tables, the docstrings and the settings themselves."""
+
+import dataclasses
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from dfkd import about, models
+from dfkd import config as configuration
+from dfkd.naming import unknown
+from dfkd.registry import LOSSES, SAMPLERS, find
+
+__all__ = ["KINDS", "rows"]
+
+Row = dict[str, Any]
+
+
+def rows(kind: str) -> list[Row]:
+    """The samplers, losses, models or data sets, with options and defaults."""
+    if kind not in KINDS:
+        raise unknown("list", kind, KINDS)
+    return KINDS[kind]()
+
+
+def _samplers() -> list[Row]:
+    found = []
+    for name, place in SAMPLERS.items():
+        cls = find("sampler", name, SAMPLERS)
+        alone = [other.partition(":")[0] for other in SAMPLERS.values()].count(place.partition(":")[0]) == 1
+        about_it = {"summary": about.summary(cls, of_module=alone), "paper": about.paper(cls)}
+        marks = {"needs": list(cls.needs), "data_free": bool(cls.data_free)}
+        found.append({"name": name, **about_it, **marks, "options": _options(cls)})
+    return found
+
+
+def _losses() -> list[Row]:
+    found = []
+    for name in LOSSES:
+        cls = find("loss", name, LOSSES)
+        about_it = {"summary": about.summary(cls, of_module=False), "paper": about.paper(cls)}
+        found.append({"name": name, **about_it, "options": _options(cls)})
+    return found
+
+
+def _options(cls: Any) -> list[Row]:
+    hints = typing.get_type_hints(cls)
+    return [
+        {"name": f.name, "type": configuration.words(hints[f.name]), "default": _default(f), "required": _required(f)}
+        for f in dataclasses.fields(cls)
+        if f.init
+    ]
+
+
+def _required(f: "dataclasses.Field[Any]") -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+
+
+def _default(f: "dataclasses.Field[Any]") -> Any:
+    if f.default is not dataclasses.MISSING:
+        return configuration.dump(f.default)
+    return None if f.default_factory is dataclasses.MISSING else configuration.dump(f.default_factory())
+
+
+def _models() -> list[Row]:
+    return [{"name": name, "summary": models.SUMMARIES[name]} for name in models.MODELS]
+
+
+def _data() -> list[Row]:
+    from dfkd.data import SOURCES
+
+    named = [{"name": name, "summary": "scikit-learn" if name == "digits" else "torchvision"} for name in SOURCES]
+    return [
+        *named,
+        {"name": "FILE.npz", "summary": "arrays x_train y_train x_test y_test classes, uint8"},
+        {"name": "FOLDER", "summary": "a folder for each class, or train/ and test/ with one for each class"},
+    ]
+
+
+KINDS: dict[str, Callable[[], list[Row]]] = {
+    "samplers": _samplers,
+    "losses": _losses,
+    "models": _models,
+    "data": _data,
+}
