@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from dfkd.results import Line, append
 
 SCRIPT = "<script>alert(1)</script>"
-QUOTES = "a\"b'c & д $x$"
+QUOTES = "a\"b'c & д $^$"
 ROWS = 360
 
 # sampler: (kind, data-free, agreement on test, teacher images in thousands, aims at classes)
