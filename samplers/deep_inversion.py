@@ -33,7 +33,7 @@ from .ingredients import (
     jitter,
     noise_start,
 )
-from .ingredients.checks import at_least, between, one_of, positive, whole_at_least
+from .ingredients.checks import at_least, between, one_of, positive, weight_or_auto, whole_at_least
 from .state import State
 
 
@@ -52,14 +52,14 @@ class DeepInversion:
 
     steps: int = 100
     batch: int = 256
-    learning_rate: float = 0.05
+    learning_rate: float = 0.1
     batchnorm: BatchNormWeight = "auto"
     first_layer: float = 1.0
     class_weight: float = 1.0
     total_variation: float = 0.0
     variation: Variation = "l1"
     l2: float = 0.0
-    roll: float = 0.0
+    roll: float = 0.125
     flip: float = 0.0
     adaptive: float = 0.0
     labelling: BatchNormMode = "eval"
@@ -70,8 +70,7 @@ class DeepInversion:
     def __post_init__(self) -> None:
         whole_at_least(self, 1, "steps", "batch")
         positive(self, "learning_rate")
-        if self.batchnorm != "auto":
-            at_least(self, 0.0, "batchnorm")
+        weight_or_auto(self, "batchnorm")
         at_least(self, 0.0, "first_layer", "class_weight", "total_variation", "l2", "adaptive")
         one_of(self, ("l1", "l2"), "variation")
         between(self, 0.0, 0.5, "roll")

@@ -27,7 +27,7 @@ from .ingredients import (
     batchnorm_term,
     descend,
 )
-from .ingredients.checks import at_least, one_of, positive, whole_at_least
+from .ingredients.checks import at_least, one_of, positive, weight_or_auto, whole_at_least
 from .state import State
 
 
@@ -65,8 +65,7 @@ class Generative:
         one_of(self, get_args(Width), "width")
         positive(self, "learning_rate")
         at_least(self, 0.0, "adversarial", "one_hot", "balance")
-        if self.batchnorm != "auto":
-            at_least(self, 0.0, "batchnorm")
+        weight_or_auto(self, "batchnorm")
         one_of(self, get_args(Divergence), "divergence")
         a_labelling(self.labelling)
         if not self.objective.terms:

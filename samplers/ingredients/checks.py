@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["at_least", "between", "one_of", "positive", "whole_at_least"]
+__all__ = ["at_least", "between", "one_of", "positive", "weight_or_auto", "whole_at_least"]
 
 
 def _number(value: Any) -> bool:
@@ -47,3 +47,11 @@ def one_of(settings: object, known: tuple[str, ...], *names: str) -> None:
         value = getattr(settings, name)
         if value not in known:
             raise ValueError(f"{name}: expected one of {', '.join(known)}, found {value!r}")
+
+
+def weight_or_auto(settings: object, *names: str) -> None:
+    """Numbers >= 0, finite, or the word `auto`."""
+    for name in names:
+        value = getattr(settings, name)
+        if value != "auto" and not (_number(value) and 0.0 <= value < float("inf")):
+            raise ValueError(f"{name}: expected a number >= 0 or 'auto', found {value!r}")

@@ -1,0 +1,128 @@
+"""The BatchNorm term: against a recount with Python's own statistics, at its zero, and scaled to the teacher."""
+
+import math
+import statistics
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dfkd.problem import Probe, Problem, UnsupportedProblem
+from dfkd.rng import initialised
+from dfkd.types import InputSpec
+from samplers.ingredients import AUTO, BatchNormNorm, Objective, batchnorm_term, noise_start
+
+MakeProblem = Callable[..., Problem]
+
+
+class Net(nn.Module):
+    """Two BatchNorm layers whose inputs can be had by hand; `gain` scales what the first is given and has stored."""
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        with initialised(3):
+            self.conv, self.linear = nn.Conv2d(1, 2, 3, bias=False), nn.Linear(2, 3)
+        self.first, self.second = nn.BatchNorm2d(2, eps=1e-12), nn.BatchNorm1d(2, eps=1e-12)
+        with torch.no_grad():
+            self.conv.weight *= gain
+        self.first.running_mean = gain * torch.tensor([0.3, -0.2])
+        self.first.running_var = gain**2 * torch.tensor([0.5, 2.0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(self.conv(x)).relu().mean(dim=(2, 3))
+        return self.linear(self.second(x))  # type: ignore[no-any-return]
+
+
+def problem_of(net: nn.Module) -> Problem:
+    spec = InputSpec((1, 8, 8), 3)
+    return Problem(Probe(net, spec), Probe(Net(), spec, name="student"), spec, torch.device("cpu"))
+
+
+def images(n: int = 4) -> Tensor:
+    return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(4))
+
+
+def value(term: BatchNormNorm, problem: Problem, x: Tensor) -> Tensor:
+    objective = Objective(((1.0, term),))
+    states = objective.init(problem, 0, "test")
+    with objective.watching(problem) as look:
+        return objective(states, look(x, None))
+
+
+def slow_gap(given: Tensor, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> float:
+    """given (values, channels): the two Euclidean lengths, with the variance that divides by n."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    columns = [column.tolist() for column in given.double().T]
+    mean = [statistics.fmean(c) - m for c, m in zip(columns, norm.running_mean.tolist(), strict=True)]
+    var = [statistics.pvariance(c) - v for c, v in zip(columns, norm.running_var.tolist(), strict=True)]
+    return math.hypot(*mean) + math.hypot(*var)
+
+
+@pytest.mark.parametrize("first_layer", [1.0, 10.0, 0.0])
+def test_equals_a_recount(first_layer: float) -> None:
+    net, x = Net(), images()
+    with torch.no_grad():
+        maps = net.conv(x)
+        pooled = net.eval().first(maps).relu().mean(dim=(2, 3))
+    slow = first_layer * slow_gap(maps.permute(0, 2, 3, 1).reshape(-1, 2), net.first) + slow_gap(pooled, net.second)
+    assert value(BatchNormNorm(first_layer), problem_of(net), x).item() == pytest.approx(slow, rel=1e-4)
+
+
+def test_is_zero_with_finite_gradient_on_what_was_stored() -> None:
+    net, x = Net().train(), images()
+    net.first.momentum = net.second.momentum = 1.0
+    with torch.no_grad():
+        net(x)  # stores the statistics of exactly these images, but divides the variance by n - 1
+        for norm, n in ((net.first, 4 * 36), (net.second, 4)):
+            assert norm.running_var is not None
+            norm.running_var *= (n - 1) / n
+    x.requires_grad_(True)
+    problem = problem_of(net.eval())
+    distance = value(BatchNormNorm(), problem, x)
+    (slope,) = torch.autograd.grad(distance, x)
+    assert distance.item() < 1e-5
+    assert torch.isfinite(slope).all()
+
+
+def test_relative_means_the_same_for_a_teacher_of_another_scale() -> None:
+    plain, large = (value(BatchNormNorm(), problem_of(Net(gain)), images()).item() for gain in (1.0, 10.0))
+    assert large > 5.0 * plain
+    one = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 3))
+    noise = [
+        value(
+            BatchNormNorm(relative=True),
+            problem_of(net),
+            noise_start(problem_of(net), 4000, torch.Generator().manual_seed(9)),
+        ).item()
+        for net in (Net(1.0), Net(10.0), one)
+    ]
+    assert noise == pytest.approx([1.0, 1.0, 1.0], abs=0.1)  # other noise than was asked for the scale: nearly 1
+
+
+def test_auto_is_a_fixed_weight_of_the_relative_distance() -> None:
+    assert batchnorm_term("auto", 3.0) == (AUTO, BatchNormNorm(3.0, relative=True))
+    assert batchnorm_term(0.5) == (0.5, BatchNormNorm())
+
+
+def test_a_teacher_without_batchnorm_is_refused_by_name() -> None:
+    plain = problem_of(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
+    with pytest.raises(UnsupportedProblem, match="inversion: needs a teacher with batchnorm; this teacher has logits"):
+        Objective((batchnorm_term("auto"),)).init(plain, 0, "inversion")
+    assert Objective((batchnorm_term(0.0),)).init(plain, 0, "inversion") == []
+
+
+def test_noise_is_centred_in_the_box_and_in_it(make_problem: MakeProblem) -> None:
+    problem = make_problem(low=-1.0, high=3.0)
+    x = noise_start(problem, 2000, torch.Generator().manual_seed(5))
+    assert x.min() == -1.0
+    assert x.max() == 3.0
+    # law: N(1, 1) clipped two deviations out has mean 1 and standard deviation 0.959; 128 000 values, 5 standard errors
+    assert x.mean().item() == pytest.approx(1.0, abs=0.014)
+    assert x.std().item() == pytest.approx(0.959, abs=0.012)
+
+
+def test_names_the_wrong_multiplier() -> None:
+    with pytest.raises(ValueError, match=r"first_layer: .* >= 0, found -1\.0"):
+        BatchNormNorm(-1.0)

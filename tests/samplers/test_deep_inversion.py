@@ -1,0 +1,196 @@
+"""Inversion does its job on a teacher trained on real digits: classes hit, BatchNorm distance down, student apart."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from dfkd.problem import Probe, Problem, UnsupportedProblem
+from dfkd.rng import initialised
+from dfkd.types import InputSpec
+from samplers.deep_inversion import DeepInversion
+from samplers.ingredients import batchnorm_distance, noise_start
+
+MakeProblem = Callable[..., Problem]
+
+SPEC = InputSpec((1, 8, 8), 10)
+
+
+def net(seed: int) -> nn.Module:
+    with initialised(seed):
+        return nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(16 * 16, 10),
+        )
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Problem, Tensor]:
+    """A teacher of 8x8 digits, and the images it was trained on."""
+    bunch = load_digits()
+    x, y = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 16, torch.tensor(bunch.target)
+    teacher = net(1)
+    optimiser = torch.optim.Adam(teacher.parameters(), lr=5e-3)
+    rng = torch.Generator().manual_seed(1)
+    for _ in range(150):
+        rows = torch.randint(len(x), (128,), generator=rng)
+        optimiser.zero_grad()
+        cross_entropy(teacher(x[rows]), y[rows]).backward()
+        optimiser.step()
+    with torch.no_grad():
+        right = (teacher.eval()(x).argmax(dim=1) == y).float().mean()
+    assert right > 0.97
+    problem = Problem(Probe(teacher, SPEC), Probe(net(2), SPEC, name="student"), SPEC, torch.device("cpu"))
+    return problem, x
+
+
+def judged(problem: Problem, x: Tensor) -> tuple[Tensor, float]:
+    """The teacher's answers and the distance of its BatchNorm statistics."""
+    with torch.no_grad(), problem.teacher.batchnorm_inputs() as layers:
+        logits = problem.teacher(x).logits
+        return logits, batchnorm_distance(layers).item()
+
+
+@pytest.mark.parametrize("roll", [0.0, 0.125])
+def test_hits_its_targets_and_lowers_the_batchnorm_distance(digits: tuple[Problem, Tensor], roll: float) -> None:
+    problem, real = digits
+    sampler = DeepInversion(steps=60, batch=128, roll=roll)
+    batch = sampler.draw(sampler.init(problem, 3), problem, 128)
+    assert batch.target is not None
+    logits, distance = judged(problem, batch.x)
+    _, of_noise = judged(problem, noise_start(problem, 128, torch.Generator().manual_seed(3)))
+    _, of_data = judged(problem, real[:128])
+    hit = (logits.argmax(dim=1) == batch.target).float().mean().item()
+    assert hit > (0.98 if roll == 0.0 else 0.7)  # a roll asks for images that keep their class when they are moved
+    assert distance < (0.1 if roll == 0.0 else 0.4) * of_noise
+    assert of_data < 0.2 * of_noise  # what the distance should be brought down to
+
+
+def test_each_part_of_the_objective_pulls(digits: tuple[Problem, Tensor]) -> None:
+    problem, _ = digits
+
+    def made(**changed: Any) -> Tensor:
+        sampler = DeepInversion(**{"steps": 30, "batch": 40, **changed})
+        return sampler.draw(sampler.init(problem, 3), problem, 40).x
+
+    plain = made()
+    assert judged(problem, plain)[1] < 0.5 * judged(problem, made(batchnorm=0.0))[1]
+    rough, smooth = ((x[..., 1:] - x[..., :-1]).abs().mean() for x in (plain, made(total_variation=5.0)))
+    assert smooth < 0.8 * rough
+    loud, quiet = ((x - 0.5).square().mean() for x in (plain, made(l2=5.0)))
+    assert quiet < 0.7 * loud
+
+    def gap(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            p, q = ((probe(x).logits / 3).softmax(dim=1) for probe in (problem.teacher, problem.student))
+        return (p - q).abs().sum(dim=1).mean()
+
+    assert gap(made(adaptive=20.0, class_weight=0.0)) > 1.1 * gap(made(class_weight=0.0))
+
+
+def test_classes_are_balanced_and_in_no_order(make_problem: MakeProblem) -> None:
+    problem, sampler = make_problem(num_classes=4), DeepInversion(steps=1, batch=10)
+    state = sampler.init(problem, 0)
+    target = sampler.draw(state, problem, 20).target
+    assert target is not None
+    assert target.dtype == torch.int64
+    for half in target.split(10):
+        assert sorted(half.bincount(minlength=4).tolist()) == [2, 2, 3, 3]
+    # were they in order, a draw of one row would always aim at class 0
+    firsts = {int(sampler.draw(state, problem, 1).target[0]) for _ in range(40)}  # type: ignore[index]
+    assert firsts == {0, 1, 2, 3}  # one is missed with probability below 4 (0.8)^40 = 5e-4; the seed is fixed
+
+
+def test_a_draw_is_cut_from_whole_batches(make_problem: MakeProblem) -> None:
+    problem, sampler = make_problem(), DeepInversion(steps=3, batch=8)
+    many = sampler.draw(sampler.init(problem, 0), problem, 11)
+    before = problem.teacher.counts["synthesise"]["forward"]
+    one = sampler.draw(sampler.init(problem, 0), problem, 1)
+    assert many.x.shape == (11, 1, 8, 8)
+    assert torch.equal(one.x, many.x[:1])
+    assert problem.teacher.counts["synthesise"]["forward"] - before == 3 * 8 + 256  # and the noise `auto` asks about
+
+
+def test_keeps_the_best_images_not_the_last(make_problem: MakeProblem) -> None:
+    """At an absurd learning rate the loss rises; the images kept are those of its least value, not the live ones."""
+    problem = make_problem()
+    sampler = DeepInversion(steps=12, batch=8, learning_rate=3.0, batchnorm=0.0)
+    batch = sampler.draw(sampler.init(problem, 0), problem, 8)
+    with torch.no_grad():
+        loss = cross_entropy(problem.teacher(batch.x).logits, batch.target)  # type: ignore[arg-type]
+    torch.testing.assert_close(loss, batch.info["loss"])
+
+
+def test_starts_from_noise_and_moves_by_the_learning_rate(make_problem: MakeProblem) -> None:
+    """Adam's first step moves each pixel by the rate at most; two steps keep the images after one."""
+    problem = make_problem(low=-1.0, high=3.0)
+    first, second = (
+        DeepInversion(steps=steps, batch=8, learning_rate=0.01).draw(
+            DeepInversion(steps=steps, batch=8).init(problem, 0), problem, 8
+        )
+        for steps in (1, 2)
+    )
+    moved = (second.x - first.x).abs().max().item()
+    assert 0.0 < moved <= 0.01 * 4.0 * 1.0001
+
+
+def test_no_hook_and_no_change_is_left(make_problem: MakeProblem) -> None:
+    problem, sampler = make_problem(), DeepInversion(steps=2, batch=8, adaptive=1.0)
+    probes = (problem.teacher, problem.student)
+    before = [{k: v.clone() for k, v in probe.module.state_dict().items()} for probe in probes]
+    sampler.draw(sampler.init(problem, 0), problem, 4)
+    for probe, state in zip(probes, before, strict=True):
+        assert all(torch.equal(state[key], value) for key, value in probe.module.state_dict().items())
+        assert all(p.grad is None and p.requires_grad for p in probe.module.parameters())
+        assert not any(part._forward_pre_hooks or part._forward_hooks for part in probe.module.modules())
+
+
+def test_asks_the_student_in_the_adaptive_form_only(make_problem: MakeProblem) -> None:
+    for adaptive in (0.0, 1.0):
+        problem, sampler = make_problem(), DeepInversion(steps=2, batch=8, adaptive=adaptive)
+        assert sampler.uses_student == bool(adaptive)
+        sampler.draw(sampler.init(problem, 0), problem, 4)
+        assert problem.student.counts["synthesise"]["forward"] == 2 * 8 * bool(adaptive)
+
+
+def test_a_teacher_without_batchnorm(make_problem: MakeProblem, brightness: Callable[[InputSpec], nn.Module]) -> None:
+    problem = make_problem(teacher=brightness)
+    with pytest.raises(UnsupportedProblem, match="deep_inversion: needs a teacher with batchnorm"):
+        DeepInversion().init(problem, 0)
+    sampler = DeepInversion(batchnorm=0.0, steps=100, learning_rate=0.1, batch=40)
+    batch = sampler.draw(sampler.init(problem, 0), problem, 40)
+    with torch.no_grad():
+        logits = problem.teacher(batch.x).logits
+    assert batch.target is not None
+    assert (logits.argmax(dim=1) == batch.target).float().mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"steps": 0}, "steps: expected an integer >= 1, found 0"),
+        ({"batch": 2.5}, "batch: expected an integer >= 1, found 2.5"),
+        ({"learning_rate": 0.0}, "learning_rate: expected a number > 0"),
+        ({"batchnorm": "aut"}, "batchnorm: expected .*'auto'.*, found 'aut'"),
+        ({"batchnorm": -1.0}, "batchnorm: expected .*, found -1.0"),
+        ({"roll": 0.6}, r"roll: expected a number in \[0, 0.5\], found 0.6"),
+        ({"flip": math.nan}, "flip: expected"),
+        ({"variation": "l3"}, "variation: expected one of l1, l2"),
+        ({"labelling": "train"}, "labelling: expected one of eval, batch"),
+        ({"class_weight": 0.0, "batchnorm": 0.0}, "class_weight: expected at least one weight above 0"),
+    ],
+)
+def test_names_the_wrong_setting(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        DeepInversion(**given)
