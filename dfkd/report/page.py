@@ -4,6 +4,7 @@ Numbers and names are gathered here into plain dataclasses; the templates beside
 through Jinja's autoescape; only the style sheet and the script, which are ours, are put in as they are.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -105,9 +106,9 @@ def _asset(name: str) -> str:
 
 
 def breakable(text: str) -> Markup:
-    """A name that may be broken after - and _ where a column is narrow."""
-    escaped = str(Markup.escape(text))
-    return Markup(escaped.replace("_", "_<wbr>").replace("-", "-<wbr>").replace("+", "+<wbr>"))
+    """A name that may be broken after - _ + where a column is narrow, and inside a word of over a dozen letters."""
+    parts = [word[i : i + 12] for word in re.findall(r"[^-_+\s]*[-_+\s]?", text) for i in range(0, len(word), 12)]
+    return Markup("<wbr>").join(parts)
 
 
 def _switch_rules(count: int) -> str:
@@ -228,9 +229,11 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     """The manifest as lines of name and value."""
     facts = [("seeds", ", ".join(str(seed) for seed in run.summary.seeds))]
     for name, value in run.manifest.items():
-        if name in ("samplers", "seeds"):
+        if name in ("samplers", "seeds", "resolution"):  # said elsewhere on the page
             continue
-        if isinstance(value, Mapping):
+        if name == "versions" and isinstance(value, Mapping):
+            facts.append((name, ", ".join(f"{key} {part}" for key, part in value.items())))
+        elif isinstance(value, Mapping):
             facts += [(f"{name} {key}".replace("_", " "), _plain(part)) for key, part in value.items()]
         else:
             facts.append((name.replace("_", " "), _plain(value)))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from dfkd.results import Summary, read
@@ -132,15 +131,13 @@ def _arrays(path: Path) -> dict[str, Array]:
 
 
 def _bank(path: Path) -> Bank:
-    from safetensors.numpy import load_file  # only where there are pictures
+    from safetensors import SafetensorError  # only where there are pictures
+    from safetensors.numpy import load_file
 
-    found = load_file(path)
-    return Bank(found["x"], found.get("target"))
-
-
-def settings(run: Run) -> Any:
-    """The resolved configuration as data, for what the page says in words; None where it cannot be read."""
     try:
-        return yaml.safe_load(run.config)
-    except yaml.YAMLError:
-        return None
+        found = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: expected images as safetensors, {error}") from error
+    if "x" not in found:
+        raise ValueError(f"{path}: expected a tensor x, found {', '.join(sorted(found)) or 'none'}")
+    return Bank(found["x"], found.get("target"))

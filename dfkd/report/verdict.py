@@ -108,7 +108,8 @@ def _all(rows: Mapping[str, Any], left_out: int) -> str:
 
 
 def _points(value: float) -> str:
-    return number(value, "points")
+    """An end of an interval; few seeds reach beyond what shares can differ by, and that is cut off."""
+    return number(min(max(value, -1.0), 1.0), "points")
 
 
 def _against_spread(gap: float, *spreads: float | None) -> str:
@@ -150,7 +151,9 @@ def _excess(run: Run, where: str, best: str) -> list[Markup]:
     if cell.mean is None:
         return []
     seeds = "one seed" if cell.n == 1 else f"{cell.n} seeds"
-    text = "Against a control student, taught alike by another teacher, {} agrees {} points {} ({})."
+    text = (
+        "With {} the student agrees with its teacher {} points {} than a control student of another teacher does ({})."
+    )
     more = "more" if cell.mean >= 0 else "less"
     return [Markup(text).format(best, f"{100 * abs(cell.mean):.1f}", more, seeds)]
 

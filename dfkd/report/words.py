@@ -29,7 +29,14 @@ class Metric:
 
 METRICS: dict[str, Metric] = {
     "agreement": Metric("agreement", "higher", "percent", "rows on which student and teacher name the same class"),
+    "agreement@3": Metric(
+        "agreement@3", "higher", "percent", "rows on which the teacher's class is among the student's three largest"
+    ),
     "kl": Metric("KL", "lower", "nats", "KL(teacher || student), mean over rows, temperature 1"),
+    "excess_agreement": Metric(
+        "excess agreement", "higher", "points", "agreement minus that of a control student of another teacher"
+    ),
+    "accuracy": Metric("accuracy", "higher", "percent", "rows on which the student names the true class"),
     "reverse_kl": Metric("reverse KL", "lower", "nats", "KL(student || teacher), mean over rows, temperature 1"),
     "js": Metric("Jensen-Shannon", "lower", "nats", "Jensen-Shannon divergence, mean over rows"),
     "total_variation": Metric(
@@ -40,9 +47,6 @@ METRICS: dict[str, Metric] = {
     ),
     "logit_r2": Metric("logit R²", "higher", "plain", "share of the centred teacher logits' variance that is met"),
     "logit_cosine": Metric("logit cosine", "higher", "plain", "mean cosine of the rows' centred logits"),
-    "excess_agreement": Metric(
-        "excess agreement", "higher", "points", "agreement minus that of a control student of another teacher"
-    ),
     "excess_kl": Metric("excess KL", "lower", "nats", "KL minus that of a control student of another teacher"),
     "agreement_teacher_right": Metric(
         "agreement, teacher right", "higher", "percent", "agreement on the rows that the teacher classifies correctly"
@@ -62,7 +66,6 @@ METRICS: dict[str, Metric] = {
     "chance_agreement": Metric(
         "chance agreement", None, "percent", "agreement of two models that name classes this often, independently"
     ),
-    "accuracy": Metric("accuracy", "higher", "percent", "rows on which the student names the true class"),
     "nll": Metric("NLL", "lower", "nats", "negative log-likelihood of the true class"),
     "ece": Metric("ECE", "lower", "percent", "expected calibration error, 10 bins of equal width"),
     "brier": Metric("Brier", "lower", "plain", "Brier score"),

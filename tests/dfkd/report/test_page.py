@@ -10,6 +10,7 @@ import pytest
 
 from dfkd.report import write_report
 from dfkd.report.matrix import columns
+from dfkd.report.page import breakable
 from dfkd.results import Summary, read
 
 Build = Callable[..., Path]
@@ -189,3 +190,16 @@ def test_an_empty_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "results.jsonl").touch()
     with pytest.raises(ValueError, match="expected at least one result line"):
         write_report(tmp_path)
+
+
+def test_a_broken_bank_is_named(folder: Path) -> None:
+    (folder / "banks" / "uniform-s0.safetensors").write_bytes(b"cut short")
+    with pytest.raises(ValueError, match=r"uniform-s0\.safetensors: expected images as safetensors"):
+        write_report(folder)
+
+
+@pytest.mark.parametrize("text", ["a_b-c", "x" * 30, "<b>&amp; c+d", "д д", ""])
+def test_a_breakable_name_keeps_its_letters_and_its_escapes(text: str) -> None:
+    parsed = Page(f"<td>{breakable(text)}</td>".replace("td", "p"))
+    assert parsed.text.get("p", "") == text
+    assert {tag for tag, _ in parsed.tags} <= {"p", "wbr"}
