@@ -81,7 +81,7 @@ def test_each_part_of_the_objective_pulls(digits: tuple[Problem, Tensor]) -> Non
     problem, _ = digits
 
     def made(**changed: Any) -> Tensor:
-        sampler = DeepInversion(**{"steps": 30, "batch": 40, **changed})
+        sampler = DeepInversion(**{"steps": 30, "batch": 40, "roll": 0.0, **changed})
         return sampler.draw(sampler.init(problem, 3), problem, 40).x
 
     plain = made()
