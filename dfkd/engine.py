@@ -11,7 +11,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -168,7 +168,7 @@ class _Run:
         if not self._parameters:
             raise ValueError("student: expected parameters to train, found none that requires a gradient")
         self._optimiser = optimiser.build(self._parameters)
-        self._counts_before = _copy(problem.teacher.counts)
+        self._counts_before, self._images_before = _copy(problem.teacher.counts), problem.teacher.images
         self._charged_before = problem.charged_seconds
         self._began, self._paused, self._seconds_before, self._synthesis_before = clock(problem.device), 0.0, 0.0, 0.0
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=problem.device)
@@ -193,8 +193,7 @@ class _Run:
         return self._seconds_before + now - self._began - self._paused + charged
 
     def _images(self) -> int:
-        before = sum(sum(self._counts_before[phase].values()) for phase in ("synthesise", "label"))
-        return self._problem.teacher.images - before
+        return self._problem.teacher.images - self._images_before
 
     def _advance(self) -> None:
         """Sets the problem's clock from what was spent; host numbers only."""
@@ -242,7 +241,10 @@ class _Run:
         elif objective.uses_teacher:
             teacher = problem.label(batch, self._taps["teacher"])
         taps = self._taps["student"]
-        with problem.student.taps(*taps) if taps else nullcontext():
+        if taps:
+            with problem.student.taps(*taps):
+                student = problem.student.learn(batch.x)
+        else:
             student = problem.student.learn(batch.x)
         # where no loss reads the teacher it was not asked: the student's own answers stand in for it
         return student, student.detach() if teacher is None else teacher, batch
@@ -255,9 +257,9 @@ class _Run:
 
     def finite(self) -> bool:
         """Whether loss, parameters and buffers are; if so the student as it is now becomes the last good one."""
-        parts = [self._loss_sum, *self._trained.parameters(), *self._trained.buffers()]
-        finite = torch.stack([torch.isfinite(part).all() for part in parts]).all()
-        if not bool(finite):  # sync
+        parts = [self._loss_sum.float(), *self._trained.parameters(), *self._trained.buffers()]
+        largest = nn.utils.get_total_norm([part for part in parts if part.is_floating_point()], norm_type=math.inf)
+        if not math.isfinite(largest):  # sync
             return False
         self._good = _snapshot(self._student)
         return True

@@ -5,7 +5,7 @@ A Problem holds no data: a sampler reaches only data that its own settings name.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -162,29 +162,41 @@ class Probe:
         self.counts[self.phase]["forward"] += n
         if x.requires_grad and torch.is_grad_enabled():
             x = _CountBackward.apply(x, self)
-        if self.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
-        with self._evaluating(mode), self._autocast():
-            logits = self.module(x)
-        return self._outputs(logits, ((n, mode),))
+        if mode == "eval" and not any(part.training for part in self._modules):
+            return self._ask(x, ((n, mode),))  # it stands as it is to be asked
+        with self._evaluating(mode):
+            return self._ask(x, ((n, mode),))
 
     def learn(self, x: Tensor) -> Outputs:
         """Answers of the module as it stands: in training, dropout and BatchNorm do what their modes say.
 
         For the engine alone, which owns the student. Counted and rounded as labelling.
         """
-        with self.counting("label"), self._autocast():
+        before, self.phase = self.phase, "label"
+        try:
             self.counts["label"]["forward"] += x.shape[0]
-            if self.channels_last:
-                x = x.contiguous(memory_format=torch.channels_last)
-            return self._outputs(self.module(x), ((x.shape[0], "batch"),))
+            return self._ask(x, ((x.shape[0], "batch"),))
+        finally:
+            self.phase = before
 
-    def _outputs(self, logits: Any, labelling: Labelling) -> Outputs:
-        features = {path: self._tapped[path].float() for path in self._taps}
-        self._tapped.clear()
+    def _ask(self, x: Tensor, labelling: Labelling) -> Outputs:
+        """The module's answers in the precision of this phase, tagged."""
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        precision = self.precision_now
+        if precision == "float32":
+            logits = self.module(x)
+        else:
+            # without its cache: inside another autocast block that outlives a step it would keep weights of steps ago
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False):
+                logits = self.module(x)
+        features: dict[str, Tensor] = {}
+        if self._taps:
+            features = {path: self._tapped[path].float() for path in self._taps}
+            self._tapped.clear()
         if not isinstance(logits, Tensor):
             raise ValueError(f"{self.name}: expected a tensor of logits (n, k), found {type(logits).__name__}")
-        return Outputs(logits.float(), features, labelling, self.precision_now)
+        return Outputs(logits.float(), features, labelling, precision)
 
     def label(self, x: Tensor, labelling: Labelling) -> Outputs:
         """x (n, c, h, w), asked run by run, each in its own mode."""
@@ -200,12 +212,6 @@ class Probe:
     def precision_now(self) -> str:
         """bfloat16 only where images are labelled or scored."""
         return "float32" if self.phase == "synthesise" else self.precision
-
-    def _autocast(self) -> Any:
-        if self.precision_now == "float32":
-            return nullcontext()
-        # without its cache: inside another autocast block that outlives a step it would keep weights of steps ago
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False)
 
     @contextmanager
     def _evaluating(self, mode: BatchNormMode) -> Iterator[None]:
@@ -271,7 +277,7 @@ class Probe:
         def hook(path: str, part: _BatchNorm) -> Any:
             def before(_: nn.Module, args: tuple[Tensor, ...]) -> None:
                 x = args[0].float()
-                var, mean = torch.var_mean(x, dim=[d for d in range(x.ndim) if d != 1], correction=0)
+                var, mean = torch.var_mean(x, dim=(0, *range(2, x.ndim)), correction=0)
                 running_mean, running_var = part.running_mean, part.running_var
                 assert running_mean is not None
                 assert running_var is not None  # only layers that store them are hooked
@@ -307,6 +313,7 @@ class Probe:
             yield
         finally:
             self._taps = before
+            self._tapped.clear()  # a call that raised may have left some
             for handle in handles:
                 handle.remove()
 
@@ -344,9 +351,9 @@ class Problem:
 
     def label(self, batch: Batch, taps: Sequence[str] = ()) -> Outputs:
         """The teacher's detached answers to these rows: those carried where they fit the request, else asked now."""
-        teacher = self.teacher
-        with teacher.counting("label"):
-            carried = batch.teacher
+        teacher, carried = self.teacher, batch.teacher
+        before, teacher.phase = teacher.phase, "label"
+        try:
             if (
                 carried is not None
                 and carried.labelling == batch.labelling
@@ -354,8 +361,13 @@ class Problem:
                 and all(path in carried.features for path in taps)
             ):
                 return carried
-            with torch.no_grad(), teacher.taps(*taps) if taps else nullcontext():
-                return teacher.label(batch.x, batch.labelling)
+            with torch.no_grad():
+                if not taps:
+                    return teacher.label(batch.x, batch.labelling)
+                with teacher.taps(*taps):
+                    return teacher.label(batch.x, batch.labelling)
+        finally:
+            teacher.phase = before
 
     @contextmanager
     def searching(self) -> Iterator[None]:
