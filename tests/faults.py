@@ -1,0 +1,349 @@
+"""Plants one-line faults, one at a time, in a copy of the sources, and says which the suite finds.
+
+    python tests/faults.py [WORD ...]      # only faults whose name contains a word
+
+Each fault is a mistake that this field has made in public code or that would be easy to make here. The tests named are
+first run without any fault and must pass; then each fault must make one of its own tests fail. Exit status 1 where a
+fault is not found.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("dfkd", "samplers", "generators", "tests", "pyproject.toml", "README.md", "Makefile")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One line of `file`, `right`, written as `wrong`; `tests` are pytest arguments, one of which must fail."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+    tests: tuple[str, ...]
+
+
+RESPONSE, COMBINE = "tests/dfkd/losses/test_response.py", "tests/dfkd/losses/test_combine.py"
+PROBLEM, ENGINE, TERMS = (
+    "tests/dfkd/test_problem.py",
+    "tests/dfkd/test_engine.py",
+    "tests/samplers/ingredients/test_terms.py",
+)
+METRICS = "tests/dfkd/fidelity/test_metrics.py"
+
+FAULTS = (
+    Fault(
+        "KL with its sides swapped",
+        "dfkd/losses/response.py",
+        "return (log_p.exp() * (log_p - log_q)).sum(dim=1)",
+        "return (log_q.exp() * (log_q - log_p)).sum(dim=1)",
+        (f"{RESPONSE}::test_divergences_equal_their_definitions",),
+    ),
+    Fault(
+        "KL as cross-entropy",
+        "dfkd/losses/response.py",
+        "return (log_p.exp() * (log_p - log_q)).sum(dim=1)",
+        "return (log_p.exp() * -log_q).sum(dim=1)",
+        (f"{RESPONSE}::test_divergences_equal_their_definitions",),
+    ),
+    Fault(
+        "KL as a mean over classes",
+        "dfkd/losses/response.py",
+        "return (log_p.exp() * (log_p - log_q)).sum(dim=1)",
+        "return (log_p.exp() * (log_p - log_q)).mean(dim=1)",
+        (f"{RESPONSE}::test_two_classes_by_hand",),
+    ),
+    Fault(
+        "temperature squared twice",
+        "dfkd/losses/response.py",
+        "return self.temperature**2",
+        "return self.temperature**4",
+        (
+            f"{RESPONSE}::test_the_gradient_of_the_softened_divergence",
+            f"{RESPONSE}::test_the_temperature_is_squared_in_one_place_only",
+        ),
+    ),
+    Fault(
+        "temperature squared nowhere",
+        "dfkd/losses/combine.py",
+        "factor *= loss.scale",
+        "factor *= 1.0",
+        (f"{COMBINE}::test_weights_and_scales_by_hand",),
+    ),
+    Fault(
+        "sum over rows for their mean",
+        "dfkd/losses/combine.py",
+        "mean = values.mean() if weight is None",
+        "mean = values.sum() if weight is None",
+        ("tests/dfkd/losses/test_contract.py::test_duplicating_the_batch_leaves_the_objective",),
+    ),
+    Fault(
+        "Jensen-Shannon with a wrong middle",
+        "dfkd/losses/response.py",
+        "log_m = torch.logaddexp(log_q, log_p) - math.log(2.0)",
+        "log_m = 0.5 * (log_q + log_p)",
+        (
+            f"{RESPONSE}::test_jensen_shannon_is_symmetric_and_at_most_ln_2",
+            f"{RESPONSE}::test_divergences_equal_their_definitions",
+        ),
+    ),
+    Fault(
+        "a log of another base in the class balance",
+        "samplers/ingredients/classes.py",
+        "return (log_mean.exp() * log_mean).sum()",
+        "return (log_mean.exp() * log_mean).sum() / math.log(10.0)",
+        (f"{TERMS}::test_balance_is_minus_ln_k_for_equal_classes_and_0_for_one_class",),
+    ),
+    Fault(
+        "the adversary is the teacher itself",
+        "samplers/ingredients/views.py",
+        "return self._problem.student(self.x)",
+        "return self._problem.teacher(self.x)",
+        ("tests/samplers/test_generative.py", "tests/samplers/ingredients"),
+    ),
+    Fault(
+        "the best images alias the live ones",
+        "samplers/ingredients/descend.py",
+        "self.x = torch.where(better, x.detach(), self.x)",
+        "self.x = x.detach()",
+        ("tests/samplers/test_deep_inversion.py", "tests/samplers/ingredients"),
+    ),
+    Fault(
+        "descent for ascent in the search",
+        "samplers/adversarial.py",
+        "moved = (moved + step * slope.sign()).clamp(low, high)",
+        "moved = (moved - step * slope.sign()).clamp(low, high)",
+        ("tests/samplers/test_adversarial.py",),
+    ),
+    Fault(
+        "searched pixels leave the box",
+        "samplers/adversarial.py",
+        "low, high = (origin - reach).clamp(min=spec.low), (origin + reach).clamp(max=spec.high)",
+        "low, high = origin - reach, origin + reach",
+        ("tests/samplers/test_adversarial.py", "tests/samplers/test_contract.py::test_draws_images_of_the_spec"),
+    ),
+    Fault(
+        "a graph is left on the batch",
+        "samplers/adversarial.py",
+        "return x.index_copy(0, rows, moved.detach())",
+        "return x.index_copy(0, rows, moved.requires_grad_(True))",
+        ("tests/samplers/test_contract.py::test_draws_images_of_the_spec",),
+    ),
+    Fault(
+        "BatchNorm distance squared",
+        "samplers/ingredients/batchnorm.py",
+        "gap = torch.linalg.vector_norm(layer.mean - layer.running_mean)",
+        "gap = (layer.mean - layer.running_mean).square().sum()",
+        ("tests/samplers/ingredients/test_batchnorm.py::test_equals_a_recount",),
+    ),
+    Fault(
+        "the unbiased variance for the biased one",
+        "dfkd/problem.py",
+        "correction=0)",
+        "correction=1)",
+        (f"{PROBLEM}::test_batchnorm_inputs_equal_their_definition",),
+    ),
+    Fault(
+        "models are not frozen while searching",
+        "dfkd/problem.py",
+        "parameter.requires_grad_(False)",
+        "parameter.requires_grad_(True)",
+        (f"{PROBLEM}::test_frozen_asks_no_parameter_and_puts_back_what_was",),
+    ),
+    Fault(
+        "a hook is left behind",
+        "dfkd/problem.py",
+        "            for handle in handles:\n                handle.remove()\n\n    @contextmanager\n    def taps",
+        "            for handle in handles[1:]:\n                handle.remove()\n\n    @contextmanager\n    def taps",
+        ("tests/samplers/test_contract.py::test_leaves_both_models_as_they_were", PROBLEM),
+    ),
+    Fault(
+        "labelling overwrites the teacher's statistics",
+        "dfkd/problem.py",
+        "part.training, part.track_running_stats = True, False",
+        "part.training, part.track_running_stats = True, True",
+        (f"{PROBLEM}::test_answers_as_its_mode_says_whatever_it_stands_in",),
+    ),
+    Fault(
+        "a query that is not counted",
+        "dfkd/problem.py",
+        'self.counts[self.phase]["forward"] += n',
+        'self.counts[self.phase]["forward"] += n - 1',
+        (f"{PROBLEM}::test_counts_images_by_phase_and_direction",),
+    ),
+    Fault(
+        "answers of another mode are used",
+        "dfkd/problem.py",
+        "and carried.labelling == batch.labelling",
+        "and True",
+        (f"{PROBLEM}::test_carried_answers_are_used_where_they_fit_the_request_only",),
+    ),
+    Fault(
+        "what the teacher said survives new pixels",
+        "dfkd/types.py",
+        "return replace(self, x=x, teacher=None)",
+        "return replace(self, x=x)",
+        ("tests/dfkd/test_types.py::test_other_pixels_drop_what_the_teacher_said",),
+    ),
+    Fault(
+        "parts of a mixture share a seed",
+        "samplers/mixture.py",
+        'part.init(problem, derive(seed, "part", place))',
+        'part.init(problem, derive(seed, "part"))',
+        ("tests/samplers/test_contract.py::test_equal_parts_of_a_mixture_differ",),
+    ),
+    Fault(
+        "a step that is not saved",
+        "dfkd/rng.py",
+        'return {"seed": self.seed, "step": self.step}',
+        'return {"seed": self.seed, "step": 0}',
+        (
+            "tests/dfkd/test_rng.py::test_continues_from_two_integers",
+            "tests/samplers/test_contract.py::test_resumes_exactly",
+        ),
+    ),
+    Fault(
+        "noise from the global generator",
+        "samplers/noise.py",
+        "generator=rng",
+        "generator=None",
+        (
+            "tests/samplers/test_contract.py::test_leaves_the_global_generators_alone",
+            "tests/samplers/test_contract.py::test_does_not_ask_the_global_generators",
+        ),
+    ),
+    Fault(
+        "one mixing proportion for the whole batch",
+        "samplers/mixup.py",
+        "share = symmetric_beta(n, self.alpha, rng, device)",
+        "share = symmetric_beta(1, self.alpha, rng, device).expand(n)",
+        ("tests/samplers/test_mixup.py::test_each_row_has_its_own_proportion_and_partner",),
+    ),
+    Fault(
+        "one crop for the whole batch",
+        "dfkd/augment.py",
+        "down, right = torch.randint(2 * pad + 1, (2, x.shape[0]), generator=generator, device=x.device)",
+        "down, right = torch.randint(2 * pad + 1, (2, 1), generator=generator, device=x.device).expand(2, len(x))",
+        ("tests/dfkd/test_augment.py::test_draws_each_image_on_its_own",),
+    ),
+    Fault(
+        "the student's optimiser is not resumed",
+        "dfkd/engine.py",
+        'self._optimiser.load_state_dict(state["optimiser"])',
+        "pass",
+        (f"{ENGINE}::test_interrupted_and_continued_equals_uninterrupted",),
+    ),
+    Fault(
+        "the schedule's length is its own",
+        "dfkd/engine.py",
+        "rate = self._settings.rate(self._problem.progress)",
+        "rate = self._settings.rate(min(1.0, self._steps / 200))",
+        (f"{ENGINE}::test_equals_the_loop_by_hand",),
+    ),
+    Fault(
+        "a diverged student is kept",
+        "dfkd/engine.py",
+        "            run.restore()\n",
+        "",
+        (
+            f"{ENGINE}::test_a_loss_that_is_not_finite_stops_the_run",
+            f"{ENGINE}::test_a_rate_that_is_too_large_is_found_in_the_parameters",
+        ),
+    ),
+    Fault(
+        "accuracy for agreement",
+        "dfkd/fidelity/metrics.py",
+        'rows = {"agreement": (s.argmax(dim=1) == named).double()}',
+        'rows = {"agreement": (s.argmax(dim=1) == (named if y is None else y)).double()}',
+        (f"{METRICS}::test_agreement_apart_where_the_teacher_is_right", f"{METRICS}::test_equal_models_are_perfect"),
+    ),
+    Fault(
+        "the control is subtracted the wrong way round",
+        "dfkd/fidelity/metrics.py",
+        "_mean(rows[name]) - _mean(control[name])",
+        "_mean(control[name]) - _mean(rows[name])",
+        (f"{METRICS}::test_excess_is_the_student_minus_the_control",),
+    ),
+    Fault(
+        "pickled weights are loaded",
+        "dfkd/models/weights.py",
+        "weights_only=True",
+        "weights_only=False",
+        ("tests/dfkd/models/test_loading.py::test_pickled_modules_are_refused_without_running_them",),
+    ),
+)
+
+
+def _copy(place: Path) -> Path:
+    for name in SOURCES:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif source.exists():
+            shutil.copy(source, place / name)
+    return place
+
+
+def _passes(place: Path, tests: tuple[str, ...]) -> bool:
+    """Whether pytest passes in this copy; ValueError where it could not run the tests at all."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
+    environment = os.environ | {"PYTHONPATH": str(place), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):
+        raise ValueError(f"pytest could not run {' '.join(tests)}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.returncode == 0
+
+
+def _found(fault: Fault, place: Path) -> bool:
+    file = place / fault.file
+    text = file.read_text(encoding="utf-8")
+    if fault.right not in text:
+        raise ValueError(f"{fault.name}: {fault.file} has no such line any more: {fault.right!r}")
+    file.write_text(text.replace(fault.right, fault.wrong), encoding="utf-8")
+    try:
+        return not _passes(place, fault.tests)
+    finally:
+        file.write_text(text, encoding="utf-8")
+
+
+def main() -> int:
+    words = [word.lower() for word in sys.argv[1:]]
+    chosen = [fault for fault in FAULTS if not words or any(word in fault.name.lower() for word in words)]
+    with tempfile.TemporaryDirectory() as folder:
+        copies: Queue[Path] = Queue()
+        for worker in range(2):
+            copies.put(_copy(Path(folder) / f"copy{worker}"))
+
+        def check(fault: Fault) -> bool:
+            place = copies.get()
+            try:
+                return _found(fault, place)
+            finally:
+                copies.put(place)
+
+        tests = tuple(dict.fromkeys(test for fault in chosen for test in fault.tests))
+        place = copies.get()
+        sound = _passes(place, tests)
+        copies.put(place)
+        if not sound:
+            print("the tests fail without any fault; mend that first")
+            return 1
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(check, chosen))
+    for fault, hit in zip(chosen, found, strict=True):
+        print(f"{'found    ' if hit else 'NOT FOUND'}  {fault.name}")
+    print(f"{len(chosen)} planted, {sum(found)} found")
+    return 0 if all(found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
