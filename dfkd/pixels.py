@@ -14,7 +14,9 @@ def to_bytes(x: Tensor, spec: InputSpec) -> Tensor:
 
 
 def to_pixels(levels: Tensor, spec: InputSpec) -> Tensor:
-    """uint8 -> float32 in [low, high]. `to_bytes` of it gives the same bytes back."""
+    """uint8 -> float32 in [low, high]; `to_bytes` of it gives the same bytes back. Floats are pixels already."""
+    if levels.is_floating_point():
+        return levels.float()
     pixels = levels / 255.0  # one pass, and all there is to do for the default box
     if (spec.low, spec.high) == (0.0, 1.0):
         return pixels

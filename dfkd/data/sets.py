@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dfkd.pixels import to_pixels
 from dfkd.types import InputSpec
 
 __all__ = ["Dataset", "ImageSet"]
@@ -34,9 +35,7 @@ class ImageSet:
 
     def pixels(self, index: Tensor | slice | None, spec: InputSpec) -> Tensor:
         """These rows (None: all) as float32 in the spec's box: low for 0, high for 255."""
-        x = self.x if index is None else self.x[index]
-        pixels = x / 255.0  # one pass from uint8 to float32
-        return pixels if (spec.low, spec.span) == (0.0, 1.0) else pixels.mul_(spec.span).add_(spec.low)
+        return to_pixels(self.x if index is None else self.x[index], spec)
 
     def first(self, rows: int) -> "ImageSet":
         return ImageSet(self.x[:rows], None if self.y is None else self.y[:rows])

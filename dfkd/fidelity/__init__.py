@@ -2,8 +2,6 @@
 
 from dfkd.fidelity.columns import (
     Column,
-    as_pixels,
-    as_uint8,
     draws_column,
     logits,
     test_column,
@@ -29,8 +27,6 @@ __all__ = [
     "Scoring",
     "Spread",
     "Verdict",
-    "as_pixels",
-    "as_uint8",
     "calibration_error",
     "corrupted",
     "corrupted_column",

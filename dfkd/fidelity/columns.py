@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dfkd.interfaces import Sampler
+from dfkd.pixels import to_bytes, to_pixels
 from dfkd.problem import Probe, Problem
 from dfkd.rng import derive
 from dfkd.types import BatchNormMode, InputSpec, Labelling, whole
@@ -19,8 +20,6 @@ from dfkd.types import BatchNormMode, InputSpec, Labelling, whole
 __all__ = [
     "Column",
     "Kind",
-    "as_pixels",
-    "as_uint8",
     "chunks",
     "draws_column",
     "logits",
@@ -64,18 +63,6 @@ class Column:
         return self.x.shape[0]
 
 
-def as_pixels(x: Tensor, spec: InputSpec) -> Tensor:
-    """uint8 (n, c, h, w) -> float32 pixels; floats are pixels already."""
-    if x.dtype == torch.uint8:
-        return spec.low + x.float() * (spec.span / 255.0)
-    return x.float()
-
-
-def as_uint8(x: Tensor, spec: InputSpec) -> Tensor:
-    """Pixels (n, c, h, w) -> the nearest of 256 levels across the box, uint8."""
-    return ((x - spec.low) * (255.0 / spec.span)).round().clamp(0, 255).to(torch.uint8)
-
-
 def test_column(images: Tensor, y: Tensor | None) -> Column:
     """The test set as it is."""
     return Column("test", images, y, whole(len(images), "eval"), "test")
@@ -105,7 +92,7 @@ def draws_column(label: str, sampler: Sampler, state: Any, problem: Problem, n: 
     with _as_evaluation(problem):
         for part in chunks(n, batch, mixed=False):
             drawn = sampler.draw(state, problem, len(part), learn=False)
-            images.append(as_uint8(drawn.x, problem.spec).cpu())  # sync
+            images.append(to_bytes(drawn.x, problem.spec).cpu())  # sync
             hard = drawn.y is not None and drawn.y.ndim == 1 and drawn.y.dtype == torch.int64
             labels.append(drawn.y.cpu() if hard and drawn.y is not None else None)  # sync
             labelling += drawn.labelling
@@ -135,7 +122,7 @@ def logits(
     with probe.counting("evaluate"), torch.no_grad():
         for rows, how in _joined(runs):
             for part in chunks(rows, batch, mixed=how == "batch"):
-                asked = as_pixels(x[(start + part).to(x.device)].to(probe.device), spec)
+                asked = to_pixels(x[(start + part).to(x.device)].to(probe.device), spec)
                 answers[start + part] = probe(asked, how).logits.cpu()  # sync
             start += rows
     return answers

@@ -15,8 +15,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from dfkd.fidelity.columns import as_pixels, chunks
+from dfkd.fidelity.columns import chunks
 from dfkd.fidelity.metrics import Metric
+from dfkd.pixels import to_pixels
 from dfkd.problem import BatchNormInput, Probe
 from dfkd.types import BatchNormMode, InputSpec, Labelling, whole
 
@@ -68,7 +69,7 @@ def diagnose(
         raise ValueError(f"labelling: expected runs that add up to {len(x)} rows, found {runs!r}")
     log_p, moments, sizes = _ask(teacher, x, spec, runs, batch)
     layers = tuple(moments[place].summary(_eps(teacher, moments[place].name)) for place in sorted(moments))
-    pixels = as_pixels(x, spec).double()
+    pixels = to_pixels(x, spec).double()
     values: dict[str, float | None] = {
         **_predictions(log_p, sizes),
         "batchnorm_shift": sum(layer.shift for layer in layers) / len(layers) if layers else None,
@@ -113,7 +114,7 @@ def _ask(
     with teacher.counting("evaluate"), torch.no_grad():
         for rows, mode in runs:
             for part in chunks(rows, batch, mixed=mode == "batch"):
-                pixels = as_pixels(x[(start + part).to(x.device)].to(teacher.device), spec)
+                pixels = to_pixels(x[(start + part).to(x.device)].to(teacher.device), spec)
                 if has_batchnorm:
                     with teacher.batchnorm_inputs() as seen:
                         logits = teacher(pixels, mode).logits

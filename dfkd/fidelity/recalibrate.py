@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dfkd.fidelity.columns import as_pixels, chunks, logits
+from dfkd.fidelity.columns import chunks, logits
+from dfkd.pixels import to_pixels
 from dfkd.problem import Probe
 from dfkd.types import InputSpec
 
@@ -65,7 +66,7 @@ def recalibrated(module: nn.Module, x: Tensor, spec: InputSpec, batch: int = 500
     parts = chunks(len(x), batch, mixed=False)
 
     def pixels(part: Tensor) -> Tensor:
-        return as_pixels(x[part.to(x.device)].to(device), spec)
+        return to_pixels(x[part.to(x.device)].to(device), spec)
 
     with torch.no_grad():
         for layer in _in_call_order(result, layers, pixels(parts[0][:1])):

@@ -12,7 +12,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
-from dfkd.fidelity.columns import Column, as_pixels
+from dfkd.fidelity.columns import Column
+from dfkd.pixels import to_pixels
 from dfkd.problem import Probe
 from dfkd.rng import derive
 from dfkd.types import whole
@@ -61,7 +62,7 @@ def worst_case_column(
     teacher: Probe, student: Probe, column: Column, levels: float, seed: int = 0, steps: int = 10, restarts: int = 2
 ) -> Column:
     """The column's images searched within `levels` of 255, under the name `worst_case@2`."""
-    x = as_pixels(column.x, teacher.spec)
+    x = to_pixels(column.x, teacher.spec)
     x = worst_case(teacher, student, x, levels / 255.0, steps, restarts, seed)
     return Column(f"worst_case@{levels:g}", x, column.y, whole(len(x), "eval"), "worst_case")
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfkd.fidelity import Column, as_pixels, as_uint8, columns
+from dfkd.fidelity import Column, columns
+from dfkd.pixels import to_bytes, to_pixels
 from dfkd.problem import Probe, Problem
 from dfkd.rng import Stream
 from dfkd.types import Batch, BatchNormMode, InputSpec, whole
@@ -46,10 +47,10 @@ def problem_of(teacher: Probe, student: Probe) -> Problem:
 def test_uint8_and_pixels_are_inverse_on_any_box() -> None:
     spec = InputSpec((1, 16, 16), 2, low=-1.0, high=3.0)
     levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
-    x = as_pixels(levels, spec)
+    x = to_pixels(levels, spec)
     assert (float(x.min()), float(x.max())) == (-1.0, 3.0)
-    assert torch.equal(as_uint8(x, spec), levels)
-    assert torch.equal(as_uint8(torch.tensor([[[[-9.0, 1.0, 9.0]]]]), spec).flatten(), torch.tensor([0, 128, 255]))
+    assert torch.equal(to_bytes(x, spec), levels)
+    assert torch.equal(to_bytes(torch.tensor([[[[-9.0, 1.0, 9.0]]]]), spec).flatten(), torch.tensor([0, 128, 255]))
 
 
 def test_uniform_has_all_levels_equally_often(spec: InputSpec) -> None:
