@@ -72,9 +72,7 @@ def same_models(folder: Path, manifest: Mapping[str, Any]) -> None:
     for part, digest in old.items():
         if digest != (manifest.get(part) or {}).get("digest"):
             what = part.replace("_", " ")
-            raise ValueError(
-                f"out: {folder} was begun with another {what}, though of the same name; name another folder"
-            )
+            raise ValueError(f"out: {folder} was begun with another {what} of the same name; name another folder")
 
 
 def _text(config: Mapping[str, Any]) -> str:

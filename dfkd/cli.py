@@ -93,18 +93,24 @@ def list_(kind: Annotated[str, typer.Argument(help="samplers, losses, models or 
     commands.list_parts(kind, as_json)
 
 
+_INTERRUPTED = 130  # what a shell reports after Ctrl-C; typer returns it for a KeyboardInterrupt
+
+
 def main() -> None:
     """One line for bad input, exit status 2; `--debug` shows where it came from."""
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
         _check_command(arguments)
-        sys.exit(app(args=arguments or ["--help"], standalone_mode=False, prog_name="dfkd") or 0)
+        status = app(args=arguments or ["--help"], standalone_mode=False, prog_name="dfkd") or 0
+        if status == _INTERRUPTED:
+            _say_interrupted()
+        sys.exit(status)
     except typer.Exit as end:
         sys.exit(end.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        print("dfkd: interrupted; the same command continues", file=sys.stderr)
-        sys.exit(130)
+        _say_interrupted()
+        sys.exit(_INTERRUPTED)
     except BrokenPipeError:  # whoever read the output has seen enough
         sys.stderr.close()
         sys.exit(141)
@@ -114,6 +120,10 @@ def main() -> None:
         else:
             print(f"dfkd: {_one_line(error)}", file=sys.stderr)
         sys.exit(2 if _is_input(error) else 1)
+
+
+def _say_interrupted() -> None:
+    print("dfkd: interrupted; the same command continues", file=sys.stderr)
 
 
 def _check_command(arguments: list[str]) -> None:
