@@ -22,7 +22,7 @@ def read_npz(path: Path) -> Splits:
     arrays = _arrays(path)
     for name in NEEDED:
         if name not in arrays:
-            close = nearest(name, set(arrays) - set(NEEDED) or arrays)  # a misspelt one rather than another
+            close = nearest(name, set(arrays) - {*NEEDED, "classes"} or arrays)  # a misspelt one first
             hint = f"; the nearest is {close!r}" if close else ""
             raise ValueError(f"data: {path} has no array {name!r}{hint}")
     images = {part: _images(arrays[f"x_{part}"], f"x_{part} of {path}") for part in ("train", "test")}
