@@ -122,7 +122,7 @@ def bare_inversion(
             for step in range(steps):
                 adam.param_groups[0]["lr"] = 0.05 * 0.5 * (1.0 + math.cos(math.pi * step / steps))
                 logits = teacher(x)
-                loss = cross_entropy(logits, y) + 10.0 * statistics.take() / scale
+                loss = cross_entropy(logits, y) + 10.0 * (statistics.take() / scale)
                 better = loss.detach() < least
                 best = torch.where(better, x.detach(), best)
                 least = torch.where(better, loss.detach(), least)
@@ -166,7 +166,7 @@ def bare_generative(
             log_p = log_softmax(logits, dim=1)
             gap = kl_div(log_softmax(student(x), dim=1), log_p, reduction="batchmean", log_target=True)
             mean = torch.logsumexp(log_p, dim=0) - math.log(batch)
-            loss = 10.0 * statistics.take() / scale - gap
+            loss = 10.0 * (statistics.take() / scale) - gap
             loss = loss + cross_entropy(logits, logits.argmax(dim=1)) + 20.0 * (mean.exp() * mean).sum()
         adam.zero_grad()
         loss.backward()

@@ -271,7 +271,7 @@ class Factor(nn.Module):
 
 @dataclass(frozen=True)
 class Slopes:
-    """Squared distance of the input gradients of the top logits; double backward."""
+    """Squared distance of the input gradients of ln sum exp of the logits; both keep their graph to x."""
 
     input_grad: ClassVar[bool] = True
     scale: ClassVar[float] = 1.0
@@ -283,8 +283,8 @@ class Slopes:
         return None
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
-        (ours,) = torch.autograd.grad(student.logits.amax(dim=1).sum(), batch.x, create_graph=True)
-        (theirs,) = torch.autograd.grad(teacher.logits.amax(dim=1).sum(), batch.x, retain_graph=True)
+        (ours,) = torch.autograd.grad(student.logits.logsumexp(dim=1).sum(), batch.x, create_graph=True)
+        (theirs,) = torch.autograd.grad(teacher.logits.logsumexp(dim=1).sum(), batch.x, create_graph=True)
         return (ours - theirs).square().sum(dim=(1, 2, 3))
 
 
@@ -472,8 +472,10 @@ def test_interrupted_and_continued_equals_uninterrupted(tmp_path: Path) -> None:
     first = run(parts, Toy(signal_at=7), steps=20, log_points=7, checkpoint=path)
     assert (first.status, first.steps) == ("interrupted", 7)
     again = problem(student_seed=9, dropout=0.3)  # its own start must not matter
+    again.teacher.counts["label"]["forward"] = 1000  # nor what the teacher was asked before
     second = run(again, Toy(), steps=20, log_points=7, checkpoint=path)
     assert (second.status, second.steps, second.counts) == ("ok", 20, expected.counts)
+    assert again.teacher.counts["label"]["forward"] == 1320
     assert_same(again.student.module, whole.student.module)
     assert second.sampler_state.state_dict() == expected.sampler_state.state_dict()
     assert [{**line, "seconds": 0} for line in second.curve] == [{**line, "seconds": 0} for line in expected.curve]
