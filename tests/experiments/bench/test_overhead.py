@@ -24,7 +24,8 @@ def test_another_loop_gives_no_ratio(source: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(overhead, "NETS", {"digits_cnn": (overhead.NETS["digits_cnn"][0], 32, 12)})
 
     def hotter(*given: Any) -> Any:
-        return bare_step(*given[:-1], 3.0)
+        changed: list[Any] = [*given[:-1], 3.0]
+        return bare_step(*changed)
 
     monkeypatch.setattr(overhead, "bare_step", hotter)
     with pytest.raises(ValueError, match="expected equal students"):
