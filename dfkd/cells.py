@@ -43,6 +43,7 @@ __all__ = [
     "Settings",
     "check_choices",
     "check_plan",
+    "reference_of",
     "run_folder",
     "score_seed",
     "train_cell",
@@ -165,8 +166,9 @@ def _monitor(settings: Settings) -> Callable[[Problem], dict[str, float]] | None
     answers: list[Tensor] = []
 
     def watch(problem: Problem) -> dict[str, float]:
-        if not answers:
-            answers.append(columns.logits(problem.teacher, x, settings.spec).argmax(dim=1))
+        if not answers:  # of a probe of its own: what is asked for the eye is no cost of the run
+            teacher = Probe(problem.teacher.module, settings.spec, problem.device)
+            answers.append(columns.logits(teacher, x, settings.spec).argmax(dim=1))
         student = columns.logits(problem.student, x, settings.spec).argmax(dim=1)
         return {"agreement": (student == answers[0]).double().mean().item()}  # sync
 
@@ -237,7 +239,7 @@ def _keep(
     }
     if training.status == "interrupted":
         return record
-    reference, options = _reference(settings.student)
+    reference, options = reference_of(settings.student)
     models.save(
         run / f"{name}.safetensors",
         distilled.student,
@@ -263,8 +265,8 @@ def _keep(
     return record
 
 
-def _reference(student: "str | StudentFactory | nn.Module") -> tuple[str | None, dict[str, Any]]:
-    """How `dfkd.load` builds the student again, and its options; (None, {}) where it needs `model=`."""
+def reference_of(student: "str | StudentFactory | nn.Module") -> tuple[str | None, dict[str, Any]]:
+    """How `dfkd.load` builds a student again, and its options; (None, {}) where it needs `model=`."""
     if isinstance(student, str):
         return student, {}
     if isinstance(student, partial) and student.func in (models.build, models.load_teacher):

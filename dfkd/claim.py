@@ -25,7 +25,7 @@ _DIGESTS = ("teacher", "control_teacher", "student", "data")
 def claimed(folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
     """Inside, the folder is this run's. ValueError where it is another's or cannot be written.
 
-    Where bad input is found inside before anything was trained, a folder that was begun here is given up again, so
+    Where something goes wrong inside before anything was trained, a folder that was begun here is given up again, so
     that the corrected settings find it free.
     """
     wanted = yaml.safe_load(_text(config))
@@ -42,7 +42,7 @@ def claimed(folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
     replace_file(file, _text(config).encode())
     try:
         yield
-    except (ValueError, OSError):
+    except Exception:
         _give_up(folder, remove=not existed)
         raise
 

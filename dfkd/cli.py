@@ -135,7 +135,8 @@ def _check_command(arguments: list[str]) -> None:
 
 
 def _is_input(error: Exception) -> bool:
-    return isinstance(error, (ValueError, OSError)) or hasattr(error, "format_message")
+    # a package that is missing is the user's to install
+    return isinstance(error, (ValueError, OSError, ImportError)) or hasattr(error, "format_message")
 
 
 def _one_line(error: Exception) -> str:

@@ -14,6 +14,7 @@ from torch import nn
 
 from dfkd import config as configuration
 from dfkd import models, runtime
+from dfkd.cells import reference_of
 from dfkd.claim import claimed, keep_manifest, same_models
 from dfkd.config import CompareConfig, DistillConfig, EvaluateConfig, TeacherConfig
 from dfkd.files import make_folder, replace_file
@@ -198,8 +199,7 @@ def _distil(
         "fidelity_not_a_test_score": scores,
     }
     file = out / "student.safetensors"
-    name = config.student.model or (None if config.student.weights is None else named_in(config.student.weights))
-    options = config.student.options
+    name, options = reference_of(student)
     models.save(file, distilled.student, reference=name, spec=spec, options=options, card=card)
     table = "\n".join(
         f"  {name:32s} {_percent(found['agreement'])}   KL {_nats(found['kl'])}" for name, found in scores.items()

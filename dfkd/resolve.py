@@ -103,8 +103,11 @@ def student_of(student: StudentConfig, spec: InputSpec) -> Any:
     if student.weights is not None:
         load_model(student, spec, "student")  # what does not fit is found now
         normalise, _ = _normalise(student.normalise, student.model, student.weights, "student")
-        name = student.model or named_in(student.weights)
-        return partial(models.load_teacher, name, spec, weights=student.weights, normalise=normalise, **student.options)
+        saved = read_metadata(student.weights) or {}
+        name = student.model or saved.get("reference")
+        own = saved.get("options", {}) if name == saved.get("reference") else {}
+        options = {**own, **student.options, "weights": student.weights, "normalise": normalise}
+        return partial(models.load_teacher, name, spec, **options)
     if student.model is None:
         raise ValueError("student: expected a model, found none; name one with student.model=")
     with _at("student"):

@@ -1,0 +1,575 @@
+"""Comparisons end to end, on a problem of seconds: what is written, continued, refused, and the same however it ran."""
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import nn
+
+import dfkd as package
+from dfkd import Budget, Evaluation, InputSpec, Optimiser
+from dfkd.comparison import Comparison, compare
+from dfkd.data import load
+from dfkd.fidelity import columns, metrics
+from dfkd.problem import Probe
+from samplers import DeepInversion, Mixture, Pooled, Real, Uniform
+
+Command = Callable[..., Any]
+Network = Callable[..., nn.Module]
+Lines = list[dict[str, Any]]
+
+TIMES = ("seconds", "synthesise_seconds")
+FIELDS = {
+    "sampler", "data_free", "seed", "evaluation", "metric", "value", "steps", "teacher_images", "seconds", "status",
+    "kind", "synthesise_forward", "synthesise_backward", "label_forward", "label_backward", "evaluate_forward",
+    "synthesise_seconds", "labelling", "teacher_batchnorm", "student_train", "student_batchnorm",
+}  # fmt: skip
+
+
+def settings(folder: Path, quadrants: Path, teachers: tuple[Path, Path], **changed: Any) -> Path:
+    """A YAML file: three samplers, two seeds, a control at the first, every kind of column."""
+    wanted: dict[str, Any] = {
+        "teacher": {"weights": str(teachers[0]), "data": str(quadrants)},
+        "control_teacher": str(teachers[1]),
+        "student": {"model": "digits_cnn", "options": {"width": 4}},
+        "budget": {"steps": 6, "batch": 16},
+        "samplers": [
+            {"real": {"data": str(quadrants)}},
+            {"pooled": {"base": {"deep_inversion": {"steps": 3, "batch": 16}}, "round": 16, "label": "inverted"}},
+            {"adversarial": {"base": {"pooled": {"base": {"uniform": {"labelling": "eval"}}}}, "label": "a <b> & é"}},
+        ],
+        "evaluate": {"rows": 20, "corruptions": ["noise@3"], "epsilons": [8], "worst_case_steps": 2,
+                     "worst_case_restarts": 1},
+        "seeds": [0, 1],
+        "control_seeds": 1,
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "settings.yaml").write_text(yaml.safe_dump(wanted | changed), encoding="utf-8")
+    return folder / "settings.yaml"
+
+
+def results(folder: Path) -> Lines:
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def numbers(lines: Lines) -> Lines:
+    """What must not depend on how a comparison was run."""
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, quadrants: Path, teachers: tuple[Path, Path]) -> Path:
+    """The folder of a finished comparison, not to be written to."""
+    from dfkd import commands
+
+    folder = tmp_path_factory.mktemp("comparison")
+    commands.compare([str(settings(folder, quadrants, teachers))], folder / "out", 1, False)
+    return folder / "out"
+
+
+LABELS = ("real", "inverted", "a <b> & é")
+
+
+# -- what is written ---------------------------------------------------------------------------------------------------
+
+
+def test_everything_is_written(done: Path) -> None:
+    names = {str(path.relative_to(done)) for path in done.rglob("*") if path.is_file()}
+    for label in LABELS:
+        for seed in (0, 1):
+            run = f"runs/{label}-s{seed}"
+            assert names >= {f"{run}/{name}" for name in ("student.safetensors", "curve.jsonl", "rows.npz")}
+            assert (f"{run}/control.safetensors" in names) == (seed == 0)
+            assert f"banks/{label}-s{seed}.safetensors" in names
+    assert names >= {"config.yaml", "manifest.json", "results.jsonl", "report.html"}
+    assert not [name for name in names if name.endswith((".tmp", "checkpoint"))]
+
+
+def test_result_lines_have_all_fields(done: Path) -> None:
+    lines = results(done)
+    assert all(set(line) >= FIELDS for line in lines)
+    keys = [(line["sampler"], line["seed"], line["evaluation"], line["metric"]) for line in lines]
+    assert len(set(keys)) == len(keys)
+    assert {line["sampler"] for line in lines} == set(LABELS)
+    assert {line["status"] for line in lines} == {"ok"}
+    assert {line["steps"] for line in lines} == {6}
+    assert {line["sampler"]: line["data_free"] for line in lines} == dict(zip(LABELS, (False, True, True), strict=True))
+    kinds = {line["sampler"]: line["kind"] for line in lines}
+    assert kinds == dict(zip(LABELS, ("real", "pooled", "adversarial"), strict=True))
+    assert all(line["teacher_images"] == sum(v for k, v in line.items() if k.startswith(("synth", "label_")) and k[-1] == "d" and "seconds" not in k) for line in lines)  # fmt: skip  # noqa: E501
+    cost = {line["sampler"]: line["label_forward"] for line in lines}
+    assert cost["real"] == 6 * 16
+
+
+def test_every_column_is_scored_for_every_student(done: Path) -> None:
+    expected = {"test", "noise@3", "uniform", "worst_case@8", "own_draws", *(f"draws of {label}" for label in LABELS)}
+    for label in LABELS:
+        for seed in (0, 1):
+            mine = [line for line in results(done) if (line["sampler"], line["seed"]) == (label, seed)]
+            assert {line["evaluation"] for line in mine} == expected
+            test = {line["metric"]: line["value"] for line in mine if line["evaluation"] == "test"}
+            assert set(test) >= {"agreement", "agreement@3", "kl", "reverse_kl", "js", "total_variation", "accuracy"}
+            assert set(test) >= {"attainable_low", "attainable_high", "nll", "ece", "brier"}
+            assert 0.0 <= test["agreement"] <= 1.0
+            uniform = {line["metric"] for line in mine if line["evaluation"] == "uniform"}
+            assert not uniform & {"accuracy", "nll", "ece", "brier"}
+
+
+def test_excess_stands_exactly_where_a_control_ran(done: Path) -> None:
+    lines = [line for line in results(done) if line["metric"] == "excess_agreement"]
+    assert {line["seed"] for line in lines} == {0}
+    assert {line["sampler"] for line in lines} == set(LABELS)
+    assert {line["evaluation"] for line in lines} >= {"test", "uniform", "worst_case@8", "draws of real"}
+
+
+def test_excess_is_over_the_control_student(done: Path, quadrants: Path, teachers: tuple[Path, Path]) -> None:
+    data, teacher = load(str(quadrants)), package.load(teachers[0])
+    answers = {
+        name: package.load(path)(data.test.x.float() / 255.0).argmax(dim=1)
+        for name, path in (
+            ("student", done / "runs/real-s0/student.safetensors"),
+            ("control", done / "runs/real-s0/control.safetensors"),
+        )
+    }
+    right = teacher(data.test.x.float() / 255.0).argmax(dim=1)
+    student, control = ((answers[name] == right).double().mean().item() for name in ("student", "control"))
+    found = value(results(done), "real", 0, "test", "excess_agreement")
+    assert found == pytest.approx(student - control)
+
+
+def value(lines: Lines, sampler: str, seed: int, evaluation: str, metric: str) -> float:
+    wanted = (sampler, seed, evaluation, metric)
+    (found,) = (
+        line["value"] for line in lines if (line["sampler"], line["seed"], line["evaluation"], line["metric"]) == wanted
+    )
+    assert isinstance(found, (int, float))
+    return float(found)
+
+
+def test_a_saved_student_comes_back_and_is_the_one_that_was_scored(
+    done: Path, quadrants: Path, teachers: tuple[Path, Path]
+) -> None:
+    data, teacher = load(str(quadrants)), Probe(package.load(teachers[0]), load(str(quadrants)).spec)
+    for label in LABELS:
+        student = package.load(done / "runs" / f"{label}-s1" / "student.safetensors")
+        assert not student.training
+        with torch.no_grad():
+            mine = student(data.test.x.float() / 255.0)
+        scores = metrics.score(mine, columns.logits(teacher, data.test.x, data.spec), data.test.y)
+        for metric in ("agreement", "kl", "nll"):
+            assert value(results(done), label, 1, "test", metric) == pytest.approx(scores[metric], abs=1e-5)
+        bank = load_file(done / "banks" / f"{label}-s1.safetensors")["x"]
+        assert (bank.shape, bank.dtype) == ((20, 1, 8, 8), torch.uint8)
+        rows = np.load(done / "runs" / f"{label}-s1" / "rows.npz")
+        assert rows["agreement|test"].mean() == pytest.approx(value(results(done), label, 1, "test", "agreement"))
+
+
+def test_the_manifest_says_what_it_took(done: Path, quadrants: Path, teachers: tuple[Path, Path]) -> None:
+    manifest = json.loads((done / "manifest.json").read_text())
+    spec = load(str(quadrants)).spec
+    assert manifest["teacher"]["digest"] == Probe(package.load(teachers[0]), spec).digest
+    assert manifest["control_teacher"]["digest"] == Probe(package.load(teachers[1]), spec).digest
+    assert manifest["data"]["test_rows"] == 24
+    assert manifest["data"]["train_rows"] == 80
+    assert manifest["data"]["digest"] == load(str(quadrants)).digest
+    assert manifest["resolution"] == pytest.approx(1 / 24)
+    assert manifest["control"] is True
+    assert manifest["seeds"] == [0, 1]
+    assert manifest["control_seeds"] == [0]
+    assert manifest["samplers"]["real"]["sources"] == [str(quadrants)]
+    assert manifest["samplers"]["inverted"]["data_free"] is True
+    assert manifest["samplers"]["inverted"]["kind"] == "pooled"
+    assert all(about["paper"] for about in manifest["samplers"].values())
+    assert set(manifest) >= {"versions", "python", "threads", "cores", "device"}
+
+
+def test_the_report_opens_without_a_network_and_escapes_labels(done: Path) -> None:
+    page = (done / "report.html").read_text(encoding="utf-8")
+    assert "a <b> & é" not in page
+    assert "a &lt;b&gt; &amp; é" in page
+
+
+def test_students_of_a_seed_start_from_the_same_weights(
+    tmp_path: Path, quadrants: Path, teachers: tuple[Path, Path], network: Network
+) -> None:
+    """Every sampler sees equal weights when it is set up; another seed has others."""
+    seen: dict[str, list[str]] = {}
+
+    class Watching(Uniform):
+        def init(self, problem: Any, seed: int) -> Any:
+            seen.setdefault(self.labelling, []).append(Probe(problem.student.module, problem.spec).digest)
+            return super().init(problem, seed)
+
+    compare(
+        network(),
+        lambda: network_of(4),
+        {"one": Watching("eval"), "two": Watching("batch")},
+        data=str(quadrants),
+        seeds=[0, 1],
+        budget=Budget(steps=1, batch=4),
+        evaluate=Evaluation(columns=("uniform",), rows=8),
+        out=tmp_path / "out",
+    )
+    assert seen["eval"] == seen["batch"]
+    assert len(set(seen["eval"])) == 2
+    del teachers
+
+
+def network_of(width: int) -> nn.Module:
+    from dfkd import models
+
+    return models.build("digits_cnn", InputSpec((1, 8, 8), 4), width=width)
+
+
+# -- continued, refused, the same --------------------------------------------------------------------------------------
+
+
+def test_the_same_settings_continue(run: Command, tmp_path: Path, quadrants: Path, teachers: tuple[Path, Path]) -> None:
+    """A run that is missing is made again, and only that one; its numbers come out as before."""
+    file, out = settings(tmp_path, quadrants, teachers, seeds=[0], control_teacher=None), tmp_path / "out"
+    words = ("compare", file, "--out", out, "--workers", 1)
+    said = run(*words)
+    assert said.status == 0
+    assert "inverted" in said.out
+    before, lines = stamps(out), results(out)
+    assert run(*words).status == 0
+    changed = {name for name, stamp in stamps(out).items() if before.get(name) != stamp}
+    assert changed == {"results.jsonl", "report.html"}
+    assert results(out) == lines
+    gone = out / "runs" / "inverted-s0"
+    for path in gone.iterdir():
+        path.unlink()
+    assert run(*words).status == 0
+    changed = {name for name, stamp in stamps(out).items() if before.get(name) != stamp}
+    expected = {str(path.relative_to(out)) for path in gone.iterdir()} | {"banks/inverted-s0.safetensors"}
+    assert changed == {"results.jsonl", "report.html"} | expected
+    assert numbers(results(out)) == numbers(lines)
+
+
+@pytest.mark.parametrize(
+    ("word", "part"),
+    [
+        ("budget.steps=7", "differs in budget.steps;"),
+        ("seeds=[0,1,2]", "differs in seeds;"),
+        ("samplers=[uniform]", "differs in samplers;"),
+        ("evaluate.rows=21", "differs in evaluate.rows;"),
+        ("student.options.width=5", "differs in student.options.width;"),
+        ("control_teacher=null", "differs in control_teacher;"),
+        ("teacher.normalise=none", "differs in teacher.normalise;"),
+    ],
+)
+def test_other_settings_are_refused_in_the_same_folder(done: Path, run: Command, word: str, part: str) -> None:
+    before = stamps(done)
+    said = run("compare", done.parent / "settings.yaml", word, "--out", done, "--workers", 1)
+    assert said.status == 2
+    assert said.err.splitlines()[-1].startswith(f"dfkd: out: {done} holds another run, which {part}")
+    assert stamps(done) == before
+
+
+def test_another_teacher_under_the_same_name_is_refused(
+    run: Command, tmp_path: Path, quadrants: Path, teachers: tuple[Path, Path]
+) -> None:
+    ours = (tmp_path / "t.safetensors", tmp_path / "c.safetensors")
+    for source, target in zip(teachers, ours, strict=True):
+        target.write_bytes(source.read_bytes())
+    changes = {"seeds": [0], "samplers": ["uniform"], "evaluate": {"columns": ["uniform"], "rows": 5}}
+    words = ("compare", settings(tmp_path, quadrants, ours, **changes), "--out", tmp_path / "out", "--workers", 1)
+    assert run(*words).status == 0
+    before = stamps(tmp_path / "out")
+    for place, name in ((0, "teacher"), (1, "control teacher")):
+        ours[place].write_bytes(teachers[1 - place].read_bytes())
+        said = run(*words)
+        assert said.status == 2
+        assert said.err.endswith(f"was begun with another {name} of the same name; name another folder\n")
+        ours[place].write_bytes(teachers[place].read_bytes())
+    assert stamps(tmp_path / "out") == before
+    assert run(*words).status == 0
+
+
+def test_two_processes_that_are_killed_and_one_that_continues_give_the_numbers_of_one(
+    done: Path, tmp_path: Path, quadrants: Path, teachers: tuple[Path, Path]
+) -> None:
+    """A parent that is killed takes its workers with it; what they had finished stands, the rest comes out the same."""
+    from dfkd import commands
+
+    file, out = settings(tmp_path, quadrants, teachers), tmp_path / "out"
+    command = [sys.executable, "-m", "dfkd", "compare", str(file), "--out", str(out), "--workers", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("runs/*/*.json"))) < 5 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    workers = children(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    finished = stamps(out)
+    records = [name for name in finished if name.endswith(("student.json", "control.json"))]
+    assert 5 <= len(records) < 9
+    assert not (out / "results.jsonl").exists()
+    while any(map(alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in workers if alive(pid)]  # nobody goes on writing for a parent that is gone
+    commands.compare([str(file)], out, 1, False)
+    assert all(stamps(out)[name] == finished[name] for name in records)
+    assert numbers(results(out)) == numbers(results(done))
+
+
+def children(pid: int) -> list[int]:
+    """Processes that `pid` started; none where there is no /proc."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(status.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if parent == pid:
+            found.append(int(status.parent.name))
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# -- runs without a number ---------------------------------------------------------------------------------------------
+
+
+def test_unsupported_and_diverged_runs_are_lines(
+    run: Command, tmp_path: Path, quadrants: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "plain_net.py").write_text(
+        "from torch import nn\ndef plain(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 4))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).state_dict(), "plain.pt")
+    changes = {
+        "teacher": {"model": "plain_net:plain", "weights": "plain.pt", "data": str(quadrants)},
+        "student": "plain_net:plain",
+        "control_teacher": None,
+        "samplers": ["uniform", "deep_inversion"],
+        "seeds": [0],
+        "evaluate": {"columns": ["test", "draws"], "rows": 5},
+    }
+    file = settings(tmp_path, quadrants, (Path("unused"), Path("unused")), **changes)
+    assert run("compare", file, "--out", "out", "--workers", 1).status == 0
+    (line,) = (line for line in results(tmp_path / "out") if line["sampler"] == "deep_inversion")
+    assert (line["status"], line["value"], line["steps"]) == ("unsupported", None, 0)
+    assert (line["evaluation"], line["metric"]) == ("test", "agreement")
+    reason = json.loads((tmp_path / "out/runs/deep_inversion-s0/student.json").read_text())["reason"]
+    assert "deep_inversion: needs a teacher with batchnorm" in reason
+    assert value(results(tmp_path / "out"), "uniform", 0, "test", "agreement") >= 0.0
+    words = ("optimiser.learning_rate=1e30", "optimiser.schedule=constant", "budget.steps=60", "samplers=[uniform]")
+    assert run("compare", file, *words, "--out", "wild", "--workers", 1).status == 0
+    (line,) = results(tmp_path / "wild")
+    assert (line["status"], line["value"], line["sampler"]) == ("diverged", None, "uniform")
+    assert line["steps"] > 0
+    again = run("report", "wild")
+    assert again.status == 0
+    assert "diverged" in again.out
+
+
+# -- from Python -------------------------------------------------------------------------------------------------------
+
+
+SPEC = InputSpec((1, 8, 8), 4)
+
+
+def small(tmp_path: Path, network: Network, samplers: Any, **changed: Any) -> Comparison:
+    wanted: Mapping[str, Any] = {
+        "student": lambda: network_of(4),
+        "spec": SPEC,
+        "seeds": [0],
+        "budget": Budget(steps=2, batch=8),
+        "evaluate": Evaluation(rows=10, worst_case_around="uniform", worst_case_steps=1, worst_case_restarts=1),
+        "out": tmp_path / "out",
+    } | changed
+    wanted = dict(wanted)
+    return compare(network(), wanted.pop("student"), samplers, **wanted)
+
+
+def test_without_data_nothing_is_called_test(tmp_path: Path, network: Network) -> None:
+    found = small(tmp_path, network, [Uniform(), DeepInversion(steps=1)])
+    assert {line.evaluation for line in found.lines} == {
+        "uniform",
+        "draws of uniform",
+        "draws of deep_inversion",
+        "own_draws",
+        "worst_case@2",
+        "worst_case@8",
+    }
+    assert "data" not in json.loads((found.folder / "manifest.json").read_text())
+    table_metrics = {line.metric for line in found.lines}
+    assert not table_metrics & {"accuracy", "nll", "ece", "excess_agreement"}
+
+
+def test_a_failed_run_without_data_is_not_called_test_either(tmp_path: Path) -> None:
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    found = compare(
+        plain,
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 4)),
+        [DeepInversion()],
+        spec=SPEC,
+        seeds=[0],
+        out=tmp_path / "out",
+    )
+    (line,) = found.lines
+    assert (line.evaluation, line.status, line.value) == ("draws of deep_inversion", "unsupported", None)
+
+
+def test_samplers_by_label_and_as_a_list(tmp_path: Path, network: Network) -> None:
+    parts = [Uniform(), Pooled(Uniform("eval"), round=8)]
+    listed = small(tmp_path / "a", network, parts)
+    named = small(tmp_path / "b", network, {"uniform": parts[0], "bank": parts[1]})
+    assert {line.sampler for line in listed.lines} == {"uniform", "pooled-uniform"}
+    assert {line.sampler for line in named.lines} == {"uniform", "bank"}
+
+    def agreement(found: Comparison, label: str) -> float | None:
+        return found.summary.cell(label, "uniform", "kl").mean
+
+    assert agreement(listed, "pooled-uniform") == agreement(named, "bank")
+
+
+def test_the_caller_keeps_his_models_as_they_were(tmp_path: Path, network: Network) -> None:
+    teacher, warm = network(0).train(), network(1)
+    before = copy.deepcopy((teacher.state_dict(), warm.state_dict()))
+    compare(teacher, warm, [Uniform()], spec=SPEC, seeds=[0], budget=Budget(steps=2, batch=8), out=tmp_path / "out",
+            evaluate=Evaluation(columns=("uniform",), rows=4))  # fmt: skip
+    assert teacher.training
+    for old, module in zip(before, (teacher, warm), strict=True):
+        assert all(torch.equal(old[key], tensor) for key, tensor in module.state_dict().items())
+        assert all(p.requires_grad and p.grad is None for p in module.parameters())
+
+
+def test_a_table_a_frame_and_a_report(
+    tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = small(tmp_path, network, [Uniform()])
+    found.print()
+    assert "uniform" in capsys.readouterr().out
+    assert found.report(tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!")
+    pandas = ModuleType("pandas")
+    pandas.DataFrame = list  # type: ignore[attr-defined]  # in the place of a package that need not be there
+    monkeypatch.setitem(sys.modules, "pandas", pandas)
+    rows = found.to_frame()
+    assert len(rows) == len(found.lines)
+    assert rows[0]["sampler"] == "uniform"
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match="to_frame: needs pandas"):
+        found.to_frame()
+
+
+def test_a_frame_of_pandas(tmp_path: Path, network: Network) -> None:
+    pytest.importorskip("pandas")
+    found = small(tmp_path, network, [Uniform()])
+    frame = found.to_frame()
+    assert len(frame) == len(found.lines)
+    assert set(frame.columns) >= FIELDS
+
+
+def test_without_a_folder_it_is_kept_as_long_as_the_result(network: Network) -> None:
+    found = compare(network(), lambda: network_of(4), [Uniform()], spec=SPEC, seeds=[0],
+                    budget=Budget(steps=1, batch=4), evaluate=Evaluation(columns=("uniform",), rows=4))  # fmt: skip
+    folder = found.folder
+    assert (folder / "report.html").exists()
+    del found
+    assert not folder.exists()
+
+
+def factory() -> nn.Module:
+    return network_of(5)
+
+
+def other_factory() -> nn.Module:
+    return network_of(6)
+
+
+def test_another_student_of_the_same_kind_is_refused(tmp_path: Path, network: Network) -> None:
+    quick = {"budget": Budget(steps=1, batch=4), "evaluate": Evaluation(columns=("uniform",), rows=4)}
+    small(tmp_path, network, [Uniform()], student=factory, **quick)
+    with pytest.raises(ValueError, match="was begun with another student of the same name"):
+        small(tmp_path, network, [Uniform()], student=other_factory, **quick)
+    with pytest.raises(ValueError, match=r"holds another run, which differs in optimiser; name another folder"):
+        small(tmp_path, network, [Uniform()], student=factory, optimiser=Optimiser(learning_rate=1.0), **quick)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"spec": None}, "compare: expected data or spec, found neither"),
+        ({"spec": InputSpec((1, 8, 8), 5)}, r"teacher: expected logits of shape \(n, 5\)"),
+        ({"student": lambda: 3}, "student: expected the factory to return a torch.nn.Module, found int"),
+        ({"student": lambda: nn.Linear(3, 3)}, "student: cannot be asked images of shape"),
+        ({"student": "digit_cnn"}, "model: unknown 'digit_cnn'; the nearest is 'digits_cnn'"),
+        ({"control_teacher": nn.Linear(3, 3)}, "control teacher: cannot be asked images of shape"),
+        ({"samplers": ["uniform"]}, r"samplers: expected samplers, such as Uniform\(\), found 'uniform'"),
+        ({"samplers": [Uniform]}, "samplers: expected samplers"),
+        ({"samplers": []}, "samplers: expected at least one, found none"),
+        ({"samplers": [Uniform(), Uniform("eval")]}, "samplers: two of them have the same label"),
+        ({"samplers": [Real("nowhere.npz")]}, "data: no such file or folder: 'nowhere.npz'"),
+        ({"samplers": [Mixture((Uniform(), Real("digits")))]}, r"data: expected images .* of 4 classes"),
+        ({"seeds": []}, "seeds: expected different integers"),
+        ({"precision": "float16"}, "precision: expected one of float32, bfloat16"),
+        ({"student_score": "train"}, "student_score: expected one of eval, batch, recalibrated"),
+        ({"control_seeds": 0}, "control_seeds: expected an integer >= 1"),
+        ({"device": "tpu"}, "device: expected cpu, cuda or cuda:N, found 'tpu'"),
+        ({"workers": 2, "seeds": [0, 1]}, "workers: several processes need settings that can be pickled"),
+    ],
+)
+def test_what_does_not_fit_is_found_before_any_work(
+    tmp_path: Path, network: Network, changed: dict[str, Any], message: str
+) -> None:
+    words = {"evaluate": Evaluation(columns=("uniform",), rows=4)} | changed
+    with pytest.raises(ValueError, match=message):
+        small(tmp_path, network, words.pop("samplers", [Uniform()]), **words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_of_another_shape_is_refused(tmp_path: Path, network: Network, quadrants: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"spec: expected images \(1, 8, 8\) of 4 classes, as in .*found \(1, 8, 8\) o"
+    ):
+        small(tmp_path, network, [Uniform()], data=str(quadrants), spec=InputSpec((1, 8, 8), 5))
+
+
+def test_a_warm_start_begins_from_its_weights(
+    run: Command, tmp_path: Path, quadrants: Path, teachers: tuple[Path, Path]
+) -> None:
+    """The teacher itself as the student, hardly trained: it still agrees with it, and is given back by name."""
+    changes = {
+        "student": {"weights": str(teachers[0])},
+        "control_teacher": None,
+        "samplers": [{"uniform": {"labelling": "eval"}}],
+        "seeds": [0],
+        "budget": {"steps": 1, "batch": 8},
+        "optimiser": {"learning_rate": "1e-9"},
+        "student_train": "fixed",
+        "evaluate": {"columns": ["test"]},
+    }
+    file = settings(tmp_path, quadrants, teachers, **changes)
+    assert run("compare", file, "--out", tmp_path / "out", "--workers", 1).status == 0
+    assert value(results(tmp_path / "out"), "uniform", 0, "test", "agreement") == 1.0
+    student = package.load(tmp_path / "out/runs/uniform-s0/student.safetensors")
+    x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(student(x), package.load(teachers[0])(x))

@@ -1,0 +1,33 @@
+"""Jobs in this process and in others: the same answers in the same order, and errors that arrive."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from dfkd.jobs import Job, run_all
+
+
+def finished(found: list[Any]) -> Any:
+    return lambda arguments: found.append(arguments)
+
+
+def test_here_jobs_run_in_order() -> None:
+    done: list[Any] = []
+    jobs: list[Job] = [(divmod, (4,)), (pow, (2,)), (divmod, (3,))]
+    assert run_all(7, jobs, 1, finished(done)) == [(1, 3), 49, (2, 1)]
+    assert done == [(4,), (2,), (3,)]
+
+
+def test_in_processes_results_come_in_order_of_the_jobs() -> None:
+    """torch.full_like(settings, n) is a job that can be found by name in any process."""
+    done: list[Any] = []
+    jobs: list[Job] = [(torch.full_like, (n,)) for n in range(5)]
+    found = run_all(torch.zeros(2), jobs, 2, finished(done))
+    assert [tensor.tolist() for tensor in found] == [[n, n] for n in range(5)]
+    assert sorted(done) == [(n,) for n in range(5)]
+
+
+def test_what_cannot_be_sent_is_named() -> None:
+    with pytest.raises(ValueError, match=r"workers: several processes need settings that can be pickled .*workers=1$"):
+        run_all(lambda: 3, [(pow, (1,)), (pow, (2,))], 2, finished([]))
