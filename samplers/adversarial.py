@@ -17,9 +17,8 @@ from dfkd.problem import Problem
 from dfkd.rng import Stream, derive
 from dfkd.types import Batch, BatchNormMode
 
-from .checks import a_sampler
+from .checks import a_sampler, between, one_of, positive, whole_at_least
 from .ingredients import Divergence, disagreement
-from .ingredients.checks import between, one_of, positive, whole_at_least
 from .state import State
 
 

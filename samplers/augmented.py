@@ -14,7 +14,7 @@ from dfkd.problem import Problem
 from dfkd.rng import derive
 from dfkd.types import Batch
 
-from .checks import a_sampler, at_least, some_rows
+from .checks import a_sampler, some_rows, whole_at_least
 from .state import State, Stream
 
 
@@ -40,8 +40,8 @@ class Augmented:
     def __post_init__(self) -> None:
         a_sampler("base", self.base)
         if self.crop is not None:
-            at_least("crop", self.crop, 0)
-        at_least("roll", self.roll, 0)
+            whole_at_least(self, 0, "crop")
+        whole_at_least(self, 0, "roll")
         if not isinstance(self.flip, bool):
             raise ValueError(f"flip: expected true or false, found {self.flip!r}")
         if self.crop == 0 and not self.flip and self.roll == 0:

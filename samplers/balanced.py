@@ -16,7 +16,7 @@ from dfkd.problem import Problem
 from dfkd.rng import derive
 from dfkd.types import Batch
 
-from .checks import a_sampler, at_least, one_mode, some_rows
+from .checks import a_sampler, one_mode, some_rows, whole_at_least
 from .state import State, Stream
 
 
@@ -37,7 +37,7 @@ class Balanced:
 
     def __post_init__(self) -> None:
         a_sampler("base", self.base)
-        at_least("multiple", self.multiple, 2)
+        whole_at_least(self, 2, "multiple")
 
     def init(self, problem: Problem, seed: int) -> State:
         stream = Stream(derive(seed, self.name), problem.device)

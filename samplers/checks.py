@@ -1,21 +1,28 @@
-"""What samplers ask of their settings and arguments, said in one way."""
+"""What samplers ask of their settings: an error names the setting, what was expected and what was found."""
+
+from typing import Any
 
 from dfkd.interfaces import Sampler
 from dfkd.types import BATCHNORM_MODES, Batch, BatchNormMode
 
-__all__ = ["a_labelling", "a_sampler", "at_least", "one_mode", "some_rows"]
+__all__ = [
+    "a_labelling",
+    "a_sampler",
+    "at_least",
+    "between",
+    "one_mode",
+    "one_of",
+    "positive",
+    "some_rows",
+    "weight_or_auto",
+    "whole_at_least",
+]
 
 
 def some_rows(n: int) -> None:
     """n: how many rows a draw is asked for."""
     if n < 1:
         raise ValueError(f"n: expected an integer >= 1, found {n!r}")
-
-
-def at_least(name: str, value: int, least: int) -> None:
-    """An integer setting."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name}: expected an integer >= {least}, found {value!r}")
 
 
 def a_sampler(name: str, value: object) -> None:
@@ -36,3 +43,55 @@ def one_mode(batch: Batch, who: str) -> BatchNormMode:
     if len(modes) != 1:
         raise ValueError(f"{who}: expected a base labelled in one BatchNorm mode, found {' and '.join(sorted(modes))}")
     return batch.mode
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def whole_at_least(settings: object, least: int, *names: str) -> None:
+    """Integers >= least."""
+    for name in names:
+        value = getattr(settings, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name}: expected an integer >= {least}, found {value!r}")
+
+
+def at_least(settings: object, least: float, *names: str) -> None:
+    """Numbers >= least, finite."""
+    for name in names:
+        value = getattr(settings, name)
+        if not _number(value) or not least <= value < float("inf"):
+            raise ValueError(f"{name}: expected a number >= {least:g}, found {value!r}")
+
+
+def positive(settings: object, *names: str) -> None:
+    """Numbers > 0, finite."""
+    for name in names:
+        value = getattr(settings, name)
+        if not _number(value) or not 0.0 < value < float("inf"):
+            raise ValueError(f"{name}: expected a number > 0, found {value!r}")
+
+
+def between(settings: object, low: float, high: float, *names: str) -> None:
+    """Numbers in [low, high]."""
+    for name in names:
+        value = getattr(settings, name)
+        if not _number(value) or not low <= value <= high:
+            raise ValueError(f"{name}: expected a number in [{low:g}, {high:g}], found {value!r}")
+
+
+def one_of(settings: object, known: tuple[str, ...], *names: str) -> None:
+    """One of the known words."""
+    for name in names:
+        value = getattr(settings, name)
+        if value not in known:
+            raise ValueError(f"{name}: expected one of {', '.join(known)}, found {value!r}")
+
+
+def weight_or_auto(settings: object, *names: str) -> None:
+    """Numbers >= 0, finite, or the word `auto`."""
+    for name in names:
+        value = getattr(settings, name)
+        if value != "auto" and not (_number(value) and 0.0 <= value < float("inf")):
+            raise ValueError(f"{name}: expected a number >= 0 or 'auto', found {value!r}")

@@ -18,7 +18,7 @@ from dfkd.problem import Problem
 from dfkd.rng import Stream, derive
 from dfkd.types import Batch, BatchNormMode, whole
 
-from .checks import a_labelling, some_rows
+from .checks import a_labelling, at_least, between, one_of, positive, some_rows, weight_or_auto, whole_at_least
 from .ingredients import (
     BatchNormWeight,
     Best,
@@ -33,7 +33,6 @@ from .ingredients import (
     jitter,
     noise_start,
 )
-from .ingredients.checks import at_least, between, one_of, positive, weight_or_auto, whole_at_least
 from .state import State
 
 

@@ -16,7 +16,7 @@ from dfkd.rng import Stream, derive, initialised
 from dfkd.types import Batch, BatchNormMode, whole
 from generators.trunk import Trunk, Width
 
-from .checks import a_labelling, some_rows
+from .checks import a_labelling, at_least, one_of, positive, some_rows, weight_or_auto, whole_at_least
 from .ingredients import (
     Balance,
     BatchNormWeight,
@@ -27,7 +27,6 @@ from .ingredients import (
     batchnorm_term,
     descend,
 )
-from .ingredients.checks import at_least, one_of, positive, weight_or_auto, whole_at_least
 from .state import State
 
 

@@ -16,7 +16,7 @@ from dfkd.rng import derive
 from dfkd.types import Batch, Outputs, whole
 
 from .bank import Round, bank_key, shared_round
-from .checks import a_sampler, at_least, one_mode, some_rows
+from .checks import a_sampler, one_mode, some_rows, whole_at_least
 from .state import State, Stream
 
 Evict = Literal["oldest", "random"]
@@ -48,12 +48,11 @@ class Pooled:
 
     def __post_init__(self) -> None:
         a_sampler("base", self.base)
-        at_least("round", self.round, 1)
-        at_least("warmup", self.warmup, 1)
+        whole_at_least(self, 1, "round", "warmup")
         if self.every is not None:
-            at_least("every", self.every, 1)
+            whole_at_least(self, 1, "every")
         if self.capacity is not None:
-            at_least("capacity", self.capacity, self.round)
+            whole_at_least(self, self.round, "capacity")
         if self.evict not in get_args(Evict):
             raise ValueError(f"evict: expected one of {', '.join(get_args(Evict))}, found {self.evict!r}")
 

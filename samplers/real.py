@@ -13,7 +13,7 @@ from dfkd.problem import Problem
 from dfkd.rng import derive
 from dfkd.types import Batch, whole
 
-from .checks import at_least, some_rows
+from .checks import some_rows, whole_at_least
 
 Split = Literal["train", "test"]
 
@@ -42,7 +42,7 @@ class Real:
             raise ValueError(f"split: expected one of {', '.join(get_args(Split))}, found {self.split!r}")
         for setting in ("size", "limit"):
             if getattr(self, setting) is not None:
-                at_least(setting, getattr(self, setting), 1)
+                whole_at_least(self, 1, setting)
 
     def init(self, problem: Problem, seed: int) -> "Place":
         from dfkd.data import load  # here, because a data-free run works where data cannot be read at all

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from samplers.ingredients.checks import at_least, between, one_of, positive, whole_at_least
+from samplers.checks import at_least, between, one_of, positive, whole_at_least
 
 Check = Callable[..., None]
 
