@@ -1,12 +1,13 @@
 """A run's state on disk: written whole or not at all, read without running anyone's code."""
 
-import os
 import pickle
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from dfkd.files import replacing
 
 __all__ = ["load", "save"]
 
@@ -23,17 +24,8 @@ def save(path: Path, state: dict[str, Any], identity: str, device: torch.device 
         "threads": torch.get_num_threads(),
         "device": torch.device(device).type,
     }
-    draft = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise ValueError(f"checkpoint: cannot write {path}: {error.strerror or error}") from error
+    with replacing(path, "checkpoint") as draft, draft.open("wb") as file:
+        torch.save(content, file)
 
 
 def load(path: Path, identity: str, device: torch.device | str = "cpu", rank: int = 0) -> dict[str, Any]:
@@ -78,17 +70,3 @@ def _compare(content: dict[str, Any], device: torch.device | str) -> None:
                 f"checkpoint: written with {what} {saved[what]}, read with {value}; the rest may round differently"
             )
             warnings.warn(message, RuntimeWarning, stacklevel=3)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the renaming last through a power cut, where folders can be opened."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        return
-    finally:
-        os.close(handle)

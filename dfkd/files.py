@@ -28,7 +28,7 @@ def replacing(path: Path, what: str = "file") -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield draft
-        with draft.open("rb") as file:
+        with draft.open("r+b") as file:
             os.fsync(file.fileno())
         os.replace(draft, path)
         _sync_folder(path.parent)

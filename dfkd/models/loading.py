@@ -1,16 +1,16 @@
 """A teacher from what a user brings, and students saved and given back; weights never travel through pickle."""
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
+from dfkd.files import replacing
 from dfkd.types import InputSpec
 
 from .build import build
@@ -90,10 +90,10 @@ def save(
     # a tied parameter is stored under each of its names, each with memory of its own
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in module.state_dict().items()}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, tensors, text)
-    except OSError as error:
-        raise ValueError(f"save: cannot write {path} ({error.strerror or error})") from error
+        with replacing(path, "save") as draft:
+            save_file(tensors, draft, metadata={METADATA_KEY: text})
+    except SafetensorError as error:
+        raise ValueError(f"save: cannot write {path}: {error}") from error
 
 
 def load(path: str | Path, model: nn.Module | Callable[[], nn.Module] | None = None) -> nn.Module:
@@ -164,17 +164,3 @@ def _spec(saved: dict[str, Any]) -> InputSpec:
     names = spec["class_names"]
     shape = tuple(spec["shape"])
     return InputSpec(shape, spec["num_classes"], spec["low"], spec["high"], None if names is None else tuple(names))
-
-
-def _replace(path: Path, tensors: dict[str, Tensor], text: str) -> None:
-    """Written beside the file first, so that a stop half way leaves the old one."""
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        save_file(tensors, scratch, metadata={METADATA_KEY: text})
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(scratch).chmod(0o666 & ~mask)  # a temporary file is private; this is one like any other
-        os.replace(scratch, path)
-    finally:
-        Path(scratch).unlink(missing_ok=True)

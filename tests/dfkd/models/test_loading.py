@@ -129,7 +129,7 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("dfkd.models.loading.save_file", cut_short)
-    with pytest.raises(ValueError, match=r"save: cannot write .*student.safetensors \(No space left on device\)"):
+    with pytest.raises(ValueError, match=r"save: cannot write .*student.safetensors: No space left on device"):
         save(path, trained(1), reference="digits_cnn", spec=SPEC)
     assert path.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 1

@@ -1,0 +1,69 @@
+"""Files are there whole or as they were."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from dfkd.files import make_folder, replace_file, replacing
+
+
+def test_replaces_at_once_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "x"
+    replace_file(path, b"one")
+    with path.open("rb") as reader:
+        replace_file(path, b"two")
+        assert reader.read() == b"one"  # who has it open reads the old one to its end
+    assert path.read_bytes() == b"two"
+    assert [file.name for file in path.parent.iterdir()] == ["x"]
+
+
+def half_written(path: Path, error: BaseException) -> None:
+    with replacing(path, "thing") as draft:
+        draft.write_bytes(b"half")
+        raise error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_after_an_error_the_old_file_stands(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "x"
+    replace_file(path, b"one")
+    with pytest.raises(ValueError if isinstance(error, OSError) else type(error)):
+        half_written(path, error)
+    assert path.read_bytes() == b"one"
+    assert [file.name for file in tmp_path.iterdir()] == ["x"]
+
+
+def test_says_what_could_not_be_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^thing: cannot write .*/x: No space left$"):
+        half_written(tmp_path / "x", OSError(28, "No space left"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"^file: cannot write .*/file/x: (Not a directory|File exists)$"):
+        replace_file(tmp_path / "file" / "x", b"")
+    with pytest.raises(ValueError, match=r"/file: cannot make this folder \(File exists\)$"):
+        make_folder(tmp_path / "file")
+
+
+def test_is_on_the_disk_before_it_takes_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(handle: int) -> None:
+        order.append("fsync")
+        fsync(handle)
+
+    def noted_replace(source: Path, target: Path) -> None:
+        order.append("replace")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    replace_file(tmp_path / "x", b"one")
+    assert order[:2] == ["fsync", "replace"]
+
+
+def test_has_the_rights_of_any_other_file(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("")
+    replace_file(tmp_path / "x", b"")
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == stat.S_IMODE((tmp_path / "other").stat().st_mode)
