@@ -87,8 +87,8 @@ class Evaluation:
             raise ValueError(f"epsilons: expected numbers between 0 and 255, found {self.epsilons!r}")
 
 
-_CHOICES = {
-    "precision": ("float32", "bfloat16"),
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "precision": (None, "float32", "bfloat16"),
     "student_train": ("train", "fixed"),
     "student_score": ("eval", "batch", "recalibrated"),
 }
@@ -111,7 +111,7 @@ class Settings:
     seeds: tuple[int, ...] = (0, 1, 2)
     evaluate: Evaluation = field(default_factory=Evaluation)
     device: str = "cpu"
-    precision: str = "float32"
+    precision: str | None = None
     student_train: str = "train"
     student_score: str = "eval"
 
@@ -131,7 +131,7 @@ def check_choices(settings: Any) -> None:
     for name, legal in _CHOICES.items():
         value = getattr(settings, name, legal[0])
         if value not in legal:
-            raise ValueError(f"{name}: expected one of {', '.join(legal)}, found {value!r}")
+            raise ValueError(f"{name}: expected one of {', '.join(filter(None, legal))}, found {value!r}")
 
 
 def check_plan(settings: Any) -> None:
@@ -291,7 +291,7 @@ def score_seed(settings: Settings, folder: Path, seed: int) -> None:
     waiting = [label for label in settings.samplers if not (run_folder(folder, label, seed) / "scores.jsonl").exists()]
     if not waiting:
         return
-    teacher = Probe(settings.teacher, settings.spec, as_device(settings.device), "teacher", settings.precision)
+    teacher = Probe(settings.teacher, settings.spec, as_device(settings.device))
 
     def answered(column: Column) -> tuple[Column, Tensor]:
         return column, columns.logits(teacher, column.x, settings.spec)
@@ -402,4 +402,4 @@ def _scored(settings: Settings, folder: Path, label: str, seed: int, name: str) 
     if settings.student_score == "recalibrated":
         for bank in _bank(folder, label, seed):
             module = recalibrated(module, bank.x, settings.spec)
-    return Probe(module, settings.spec, as_device(settings.device), name, settings.precision)
+    return Probe(module, settings.spec, as_device(settings.device), name)

@@ -86,7 +86,7 @@ def compare(
     seeds: Sequence[int] = (0, 1, 2),
     evaluate: Evaluation | None = None,
     device: str | torch.device | None = None,
-    precision: str = "float32",
+    precision: str | None = None,
     student_train: str = "train",
     student_score: str = "eval",
     out: str | Path | None = None,

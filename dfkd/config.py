@@ -100,7 +100,7 @@ class CompareConfig:
     evaluate: Evaluation = Evaluation()
     seeds: tuple[int, ...] = (0, 1, 2)
     device: str | None = None
-    precision: str = "float32"
+    precision: str | None = None
     student_train: str = "train"
     student_score: str = "eval"
 
@@ -121,7 +121,7 @@ class DistillConfig:
     optimiser: Optimiser = Optimiser()
     seed: int = 0
     device: str | None = None
-    precision: str = "float32"
+    precision: str | None = None
     student_train: str = "train"
 
     def __post_init__(self) -> None:

@@ -53,12 +53,17 @@ def make_problem(
     *,
     seed: int = 0,
     device: str | torch.device | None = None,
-    precision: str = "float32",
+    precision: str | None = None,
     banks: Path | None = None,
 ) -> Problem:
-    """Both models behind probes, checked: finite logits (n, k) for images of the spec's shape."""
+    """Both models behind probes, checked: finite logits (n, k) for images of the spec's shape.
+
+    precision: `float32` or `bfloat16` for labelling and learning; None is bfloat16 on a GPU and float32 elsewhere.
+    """
     where = as_device(device)
     channels_last = where.type == "cuda"
+    if precision is None:
+        precision = "bfloat16" if where.type == "cuda" else "float32"
     probes = [
         Probe(module, spec, where, name, precision, channels_last)
         for module, name in ((teacher, "teacher"), (student, "student"))
@@ -79,7 +84,7 @@ def distill(
     optimiser: Optimiser | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
-    precision: str = "float32",
+    precision: str | None = None,
     student_batchnorm: str = "train",
     banks: Path | None = None,
     checkpoint: Path | None = None,

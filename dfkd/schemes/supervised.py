@@ -27,7 +27,7 @@ def teach(
     optimiser: Optimiser | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
-    precision: str = "float32",
+    precision: str | None = None,
     checkpoint: Path | None = None,
     identity: str = "",
     show_progress: bool = False,
