@@ -3,6 +3,7 @@
 from typing import Any
 
 from dfkd.interfaces import Sampler
+from dfkd.problem import UnsupportedProblem
 from dfkd.types import BATCHNORM_MODES, Batch, BatchNormMode
 
 __all__ = [
@@ -41,7 +42,8 @@ def one_mode(batch: Batch, who: str) -> BatchNormMode:
     """The one mode of all rows: rows that change places or are blended cannot be labelled part by part."""
     modes = {mode for _, mode in batch.labelling}
     if len(modes) != 1:
-        raise ValueError(f"{who}: expected a base labelled in one BatchNorm mode, found {' and '.join(sorted(modes))}")
+        found = " and ".join(sorted(modes))
+        raise UnsupportedProblem(f"{who}: expected a base labelled in one BatchNorm mode, found {found}")
     return batch.mode
 
 

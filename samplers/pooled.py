@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dfkd.interfaces import Sampler, walk
 from dfkd.pixels import to_bytes, to_pixels
-from dfkd.problem import Problem
+from dfkd.problem import Problem, UnsupportedProblem
 from dfkd.rng import derive
 from dfkd.types import Batch, Outputs, whole
 
@@ -26,7 +26,8 @@ COLUMNS = ("y", "target", "weight", "source", "logits")
 
 @dataclass(frozen=True)
 class Pooled:
-    """Rows of the bank, drawn evenly: none twice in a draw of no more rows than the bank has.
+    """Rows of the bank, drawn evenly: none twice in a draw of no more rows than the bank has. Draws that nothing is
+    learnt from are fresh rows of the base instead: scored on its bank, a student would be scored on what it learned.
 
     base: what fills the bank; labelled in one BatchNorm mode. round: rows asked of it at a time. every: draws after
     which another round is added, None adds none. warmup: rounds before the first draw, >= 1. capacity: most rows that
@@ -80,8 +81,8 @@ class Pooled:
             while state.rounds < due:
                 self._grow(state, problem)
             state.draws += 1
-        elif state.rounds == 0:
-            return self._passing(state, problem, n)
+        else:
+            return self._fresh(state, problem, n)
         index = _places(len(state.images), n, state.stream.advance(), problem.device)
         y, target, weight, source, logits = (_taken(getattr(state, name), index) for name in COLUMNS)
         x, labelling = to_pixels(state.images[index], problem.spec), whole(n, state.mode)
@@ -96,7 +97,7 @@ class Pooled:
         new = shared_round(problem, state.key, state.rounds, state.base, lambda: self._round(state, problem))
         old, device = len(state.images), problem.device
         if old and new.mode != state.mode:
-            raise ValueError(
+            raise UnsupportedProblem(
                 f"pooled: expected a base labelled in one BatchNorm mode, found {state.mode} and {new.mode}"
             )
         state.rounds, state.mode, state.precision = state.rounds + 1, new.mode, new.precision
@@ -126,14 +127,14 @@ class Pooled:
             columns["logits"] = problem.label(Batch(to_pixels(images, problem.spec))).logits
         return Round(images, {k: v for k, v in columns.items() if v is not None}, mode, precision)
 
-    def _passing(self, state: State, problem: Problem, n: int) -> Batch:
-        """What a draw gives that nothing is learnt from while the bank is empty: a round that is not kept."""
-        before = state.base.state_dict()  # the bank must not depend on such draws, as others share it
-        batch = self.base.draw(state.base, problem, self.round, False)
-        state.base.load_state_dict(before)
+    def _fresh(self, state: State, problem: Problem, n: int) -> Batch:
+        """Rows of the base that no bank has held: what a draw gives that nothing is learnt from, as for scoring."""
+        rng, inner = state.stream.advance(), state.base
+        if state.key:  # the shared bank must not depend on such draws, so they come from a base of their own
+            inner = self.base.init(problem, derive(rng.initial_seed(), "fresh"))
+        batch = self.base.draw(inner, problem, n, False)
         one_mode(batch, self.name)
-        index = _places(self.round, n, state.stream.advance(), problem.device)
-        return batch.rows(index).with_x(to_pixels(to_bytes(batch.x[index], problem.spec), problem.spec))
+        return batch.with_x(to_pixels(to_bytes(batch.x, problem.spec), problem.spec))
 
 
 def _taken(column: Tensor, index: Tensor) -> Tensor | None:

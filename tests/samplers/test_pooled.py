@@ -70,7 +70,7 @@ def test_grows_by_a_round_on_schedule(make_problem: MakeProblem) -> None:
     sizes = []
     for _ in range(8):
         batch = pool.draw(state, problem, 5)
-        pool.draw(state, problem, 5, learn=False)
+        pool.draw(state, problem, 5, learn=False)  # from a base of its own
         sizes.append(len(state.images))
         assert targets(batch) <= set(range(sizes[-1]))
     assert sizes == [12, 12, 12, 18, 18, 18, 24, 24]
@@ -151,16 +151,20 @@ def test_random_ones_make_room(make_problem: MakeProblem) -> None:
     assert kept != set(range(55, 80))
 
 
-def test_drawing_without_learning_from_an_empty_bank_leaves_it_empty(make_problem: MakeProblem) -> None:
+def test_drawing_without_learning_gives_fresh_rows_and_leaves_the_bank_alone(make_problem: MakeProblem) -> None:
     problem = make_problem()
-    pool = Pooled(Numbered(), round=10)
+    pool = Pooled(Uniform(labelling="eval"), round=10, every=None)
     state, other = pool.init(problem, 1), pool.init(problem, 1)
-    passing = pool.draw(state, problem, 4, learn=False)
-    assert targets(passing) <= set(range(10))
-    assert torch.equal(passing.x, to_pixels(to_bytes(passing.x, problem.spec), problem.spec))
+    early = pool.draw(state, problem, 4, learn=False)  # before there is a bank, too
     assert len(state.images) == 0
+    assert torch.equal(early.x, to_pixels(to_bytes(early.x, problem.spec), problem.spec))
     pool.draw(state, problem, 4)
     pool.draw(other, problem, 4)
+    assert torch.equal(state.images, other.images)
+    late = torch.cat([pool.draw(state, problem, 30, learn=False).x for _ in range(2)])
+    rows = {tuple(row) for row in to_bytes(late, problem.spec).flatten(1).tolist()}
+    assert len(rows) == 60
+    assert not rows & {tuple(row) for row in state.images.flatten(1).tolist()}
     assert torch.equal(state.images, other.images)
 
 
