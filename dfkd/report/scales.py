@@ -132,7 +132,8 @@ def _falling(values: Sequence[float]) -> Scale:
 def _linear(metric: Metric, values: Sequence[float]) -> Scale:
     low, high = min(values, default=0.0), max(values, default=1.0)
     if high <= low:
-        low, high = low - 0.5, high + 0.5
+        room = max(0.5, abs(low) * 1e-6)  # so large that it is not lost in rounding
+        low, high = low - room, high + room
     ends = ("lower", "higher") if metric.better is None else ("farther from the teacher", "closer to the teacher")
     ticks = tuple((part, number(low + part * (high - low), metric.form)) for part in (0.0, 0.5, 1.0))
     return Scale(lambda value: _clip((value - low) / (high - low)), ticks, "seq", *ends)

@@ -1,5 +1,6 @@
 """What the numbers support, in words: who is best, and whether that is more than chance."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,13 +8,14 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from dfkd.fidelity import statistics
+from dfkd.fidelity.corruptions import parse_corruption
 
 from .run import Run
 from .words import listed, number, spread
 
 __all__ = ["verdict"]
 
-SAME_ROWS = ("test", "uniform")
+SAME_ROWS = ("test", "uniform")  # and the damaged test set
 
 
 def verdict(run: Run) -> list[Markup]:
@@ -25,7 +27,8 @@ def verdict(run: Run) -> list[Markup]:
         sentences.append(Markup("No student has an agreement score, so nothing can be said about fidelity."))
         return sentences + _failures(run)
     free = [s for s in scored if summary.data_free(s)]
-    with_data = [s for s in scored if not summary.data_free(s)]
+    saw_test = [s for s in scored if _saw_test(run, s)]
+    with_data = [s for s in scored if not summary.data_free(s) and s not in saw_test]
     if where != "test":
         sentences.append(
             Markup("There is no labelled test set; samplers are ranked on <em>{}</em>, not a test score.").format(where)
@@ -38,9 +41,19 @@ def verdict(run: Run) -> list[Markup]:
     reference = next((s for s in with_data if summary.of(s)[0].kind == "real"), next(iter(with_data), None))
     if reference is not None:
         sentences.append(_reference(run, where, reference, free[0] if free else None))
+    if saw_test:
+        text = "No reference, as {} learned from the test rows: <strong>{}</strong>."
+        sentences.append(Markup(text).format("it" if len(saw_test) == 1 else "they", listed(saw_test)))
     if free:
         sentences += _excess(run, where, free[0])
     return sentences + _failures(run)
+
+
+def _saw_test(run: Run, sampler: str) -> bool:
+    """Whether a part of the sampler reads the rows that students are scored on, by its settings in the manifest."""
+    about = run.section("samplers").get(sampler)
+    settings = about.get("settings", "") if isinstance(about, Mapping) else ""
+    return re.search(r"\bsplit\W{1,4}test\b", str(settings)) is not None
 
 
 def _score(run: Run, where: str, sampler: str) -> str:
@@ -118,7 +131,14 @@ def _against_spread(gap: float, *spreads: float | None) -> str:
 
 
 def _same_rows(where: str) -> bool:
-    return where in SAME_ROWS or "@" in where
+    """Whether a row of the column is the same image for every sampler and seed; draws and worst cases are not."""
+    if where in SAME_ROWS:
+        return True
+    try:
+        parse_corruption(where)
+    except ValueError:
+        return False
+    return True
 
 
 def _rows_of(run: Run, where: str, samplers: list[str]) -> dict[str, dict[int, NDArray[Any]]]:

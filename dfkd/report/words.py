@@ -105,7 +105,7 @@ def plain(value: float) -> str:
     """About three significant figures without an exponent where that is short."""
     size = abs(value)
     if size and (size < 1e-3 or size >= 1e5):
-        return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
+        return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e").replace("-", "−")
     return _round(value, _digits(value))
 
 

@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from dfkd.report import write_report
 from dfkd.report.matrix import columns
 from dfkd.report.page import breakable
-from dfkd.results import Summary, read
+from dfkd.results import Summary, append, read
 
 Build = Callable[..., Path]
 REFERENCES = ("src", "href", "action", "data", "poster", "srcset", "formaction", "xlink:href")
@@ -203,3 +204,17 @@ def test_a_breakable_name_keeps_its_letters_and_its_escapes(text: str) -> None:
     parsed = Page(f"<td>{breakable(text)}</td>".replace("td", "p"))
     assert parsed.text.get("p", "") == text
     assert {tag for tag, _ in parsed.tags} <= {"p", "wbr"}
+
+
+def test_numbers_of_any_finite_size_are_shown(build: Build) -> None:
+    folder = build(samplers=("real", "uniform"), seeds=(0, 1))
+    lines = read(folder / "results.jsonl")
+    heads = {(line.sampler, line.seed): line for line in lines}.values()
+    huge = {"logit_r2": -1.6e48, "nll": 9e23}
+    append(
+        folder / "results.jsonl",
+        [replace(head, evaluation="test", metric=m, value=v) for head in heads for m, v in huge.items()],
+    )
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "−1.6e48" in page
+    assert "9.0e23" in page

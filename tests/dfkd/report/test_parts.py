@@ -82,6 +82,11 @@ def test_closer_to_the_teacher_is_further_up_the_scale(name: str) -> None:
     assert all(0.0 <= position <= 1.0 for position in [*positions, *(at for at, _ in scale.ticks)])
 
 
+@pytest.mark.parametrize("value", [-1.6e48, 0.0, 3.0, 1e300])
+def test_equal_values_of_any_size_have_a_scale(value: float) -> None:
+    assert metric_scale(METRICS["logit_r2"], [value, value]).position(value) == pytest.approx(0.5)
+
+
 def test_no_difference_from_the_control_is_in_the_middle() -> None:
     for name in ("excess_agreement", "excess_kl"):
         assert metric_scale(METRICS[name], [-0.1, 0.4]).position(0.0) == 0.5

@@ -1,10 +1,12 @@
 """The words under the title: a lead is claimed where there is one and nowhere else."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from dfkd.report import verdict as module
 from dfkd.report.run import load_run
 from dfkd.report.verdict import verdict
 
@@ -42,14 +44,49 @@ def test_a_lead_inside_the_spread_is_not_claimed(build: Build) -> None:
         ({"samplers": ("real", "uniform")}, "No other data-free sampler has a score"),
         ({"samplers": ("real", "mixup")}, "No data-free sampler has a score"),
         ({"samplers": ("no batchnorm",)}, "nothing can be said about fidelity"),
-        ({"columns": ("uniform",)}, "not a test score"),
     ],
 )
 def test_no_lead_is_claimed_without_grounds(build: Build, changes: dict[str, object], expected: str) -> None:
     said = words(build(**{"samplers": ("real", *FREE), **changes}))
     assert expected in said
-    if "columns" not in changes:
-        assert "holds" not in said
+    assert "holds" not in said
+
+
+def test_without_a_test_set_it_says_so(build: Build) -> None:
+    said = words(build(samplers=("real", *FREE), columns=("uniform",)))
+    assert "samplers are ranked on <em>uniform</em>, not a test score" in said
+    assert "test rows" not in said
+
+
+@pytest.mark.parametrize(
+    ("column", "same"),
+    [
+        ("test", True),
+        ("uniform", True),
+        ("noise@3", True),
+        ("draws of a@b", False),
+        ("draws of noise@3", False),
+        ("worst_case@2", False),
+        ("draws of real", False),
+    ],
+)
+def test_which_columns_hold_the_same_rows_for_all(column: str, same: bool) -> None:
+    assert module._same_rows(column) is same
+
+
+@pytest.mark.parametrize(
+    "settings", ["Mixup(base=Real(data='digits', split='test'))", {"split": "test"}, "split: test"]
+)
+def test_a_sampler_that_saw_the_test_rows_is_no_reference(build: Build, settings: object) -> None:
+    folder = build(samplers=("real", "mixup", "uniform"))
+    assert "<strong>real</strong>, reaches" in words(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["samplers"]["real"]["settings"] = settings
+    manifest["samplers"]["mixup"]["settings"] = "Mixup(base=Real(data='digits', split='train'))"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    said = words(folder)
+    assert "The reference that reads data, <strong>mixup</strong>, reaches" in said
+    assert "No reference, as it learned from the test rows: <strong>real</strong>." in said
 
 
 def test_a_runner_up_without_all_seeds_is_not_passed_over(build: Build) -> None:
