@@ -21,6 +21,7 @@ app = typer.Typer(
 
 Words = Annotated[list[str] | None, typer.Argument(metavar="[FILE.yaml] [KEY=VALUE]...", help="settings, in order")]
 Out = Annotated[Path | None, typer.Option("--out", help="folder to write; the same settings continue it")]
+OutFile = Annotated[Path | None, typer.Option("--out", help="file to write, NAME.safetensors; it must not exist yet")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print the resolved settings and stop")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
@@ -62,8 +63,8 @@ def distill(words: Words = None, out: Out = None, dry_run: DryRun = False) -> No
 
 
 @app.command()
-def teach(words: Words = None, out: Out = None, dry_run: DryRun = False) -> None:
-    """Train a model on labelled data and save it as a teacher (OUT is a .safetensors file)."""
+def teach(words: Words = None, out: OutFile = None, dry_run: DryRun = False) -> None:
+    """Train a model on labelled data and save it as a teacher."""
     from dfkd import commands
 
     commands.teach(words or [], out, dry_run)
@@ -86,11 +87,15 @@ def report(folder: Path) -> None:
 
 
 @app.command(name="list")
-def list_(kind: Annotated[str, typer.Argument(help="samplers, losses, models or data")], as_json: Json = False) -> None:
+def list_(
+    kind: Annotated[str | None, typer.Argument(help="samplers, losses, models or data")] = None, as_json: Json = False
+) -> None:
     """What there is by name, with options and defaults."""
-    from dfkd import commands
+    if kind is None:
+        raise ValueError("list: expected samplers, losses, models or data, found none")
+    from dfkd import listing
 
-    commands.list_parts(kind, as_json)
+    listing.show(kind, as_json)
 
 
 _INTERRUPTED = 130  # what a shell reports after Ctrl-C; typer returns it for a KeyboardInterrupt

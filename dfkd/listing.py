@@ -1,16 +1,19 @@
 """What there is by name, for `dfkd list`: read from the tables, the docstrings and the settings themselves."""
 
 import dataclasses
+import json
 import typing
 from collections.abc import Callable
 from typing import Any
 
 from dfkd import about, models
 from dfkd import config as configuration
+from dfkd.interfaces import Sampler
+from dfkd.layout import check_layout
 from dfkd.naming import unknown
 from dfkd.registry import LOSSES, SAMPLERS, find
 
-__all__ = ["KINDS", "rows"]
+__all__ = ["KINDS", "rows", "show"]
 
 Row = dict[str, Any]
 
@@ -26,11 +29,21 @@ def _samplers() -> list[Row]:
     found = []
     for name, place in SAMPLERS.items():
         cls = find("sampler", name, SAMPLERS)
+        hints = typing.get_type_hints(cls)
         alone = [other.partition(":")[0] for other in SAMPLERS.values()].count(place.partition(":")[0]) == 1
         about_it = {"summary": about.summary(cls, of_module=alone), "paper": about.paper(cls)}
-        marks = {"needs": list(cls.needs), "data_free": bool(cls.data_free)}
+        made_of_others = any(
+            f.init and _required(f) and _holds_samplers(hints[f.name]) for f in dataclasses.fields(cls)
+        )
+        # a composite is as data-free as its parts
+        marks = {"needs": list(cls.needs), "data_free": None if made_of_others else bool(cls.data_free)}
         found.append({"name": name, **about_it, **marks, "options": _options(cls)})
     return found
+
+
+def _holds_samplers(hint: Any) -> bool:
+    """Sampler, or anything of Samplers such as tuple[Sampler, ...]."""
+    return hint is Sampler or any(_holds_samplers(part) for part in typing.get_args(hint))
 
 
 def _losses() -> list[Row]:
@@ -82,3 +95,22 @@ KINDS: dict[str, Callable[[], list[Row]]] = {
     "models": _models,
     "data": _data,
 }
+
+
+def show(kind: str, as_json: bool) -> None:
+    """Prints one kind; JSON is one line, for programs."""
+    check_layout()
+    found = rows(kind)
+    if as_json:
+        print(json.dumps(found))
+        return
+    for row in found:
+        free = row.get("data_free", False)
+        mark = "  [as its parts]" if free is None else "  [data-free]" if free else ""
+        print(f"{row['name']:18s} {row['summary']}{mark}")
+        if row.get("paper"):
+            needs = f"; needs {', '.join(row['needs'])}" if row.get("needs") else ""
+            print(f"{'':18s}   {row['paper']}{needs}")
+        for option in row.get("options", ()):
+            default = f" ({option['type']}, required)" if option["required"] else f"={option['default']}"
+            print(f"{'':18s}   {option['name']}{default}")

@@ -5,6 +5,9 @@ from collections.abc import Iterable
 
 __all__ = ["nearest", "unknown"]
 
+SIMILAR = 0.4  # difflib's ratio; below it a name is not a slip for another
+SHOWN = 8
+
 
 def nearest(found: str, known: Iterable[str]) -> str | None:
     """The known name most like `found`, or None where there is none at all."""
@@ -13,7 +16,16 @@ def nearest(found: str, known: Iterable[str]) -> str | None:
 
 
 def unknown(what: str, found: str, known: Iterable[str]) -> ValueError:
-    """The error for a misspelt name: `sampler: unknown 'unifrom'; the nearest is 'uniform'`."""
-    close = nearest(found, known)
-    hint = f"; the nearest is {close!r}" if close is not None else ""
+    """The error for a misspelt name: `sampler: unknown 'unifrom'; the nearest is 'uniform'`.
+
+    Where nothing is like it, the first of the known names instead.
+    """
+    names = list(known)
+    close = difflib.get_close_matches(found, names, n=1, cutoff=SIMILAR)
+    if close:
+        hint = f"; the nearest is {close[0]!r}"
+    elif names:
+        hint = f"; known: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
+    else:
+        hint = ""
     return ValueError(f"{what}: unknown {found!r}{hint}")

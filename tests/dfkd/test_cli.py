@@ -1,6 +1,7 @@
 """The commands: what they print where, how they end, and what they never import."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -87,7 +88,8 @@ def test_version(run: Command) -> None:
         (("distill", "--dryrun"), "option: unknown '--dryrun'; the nearest is '--dry-run'"),
         (("--vresion",), "option: unknown '--vresion'; the nearest is '--version'"),
         (("list", "smaplers"), "list: unknown 'smaplers'; the nearest is 'samplers'"),
-        (("list",), "Missing argument 'kind'."),
+        (("list",), "list: expected samplers, losses, models or data, found none"),
+        (("list", "xyz"), "list: unknown 'xyz'; known: samplers, losses, models, data"),
         (("compare", "--out"), "Option '--out' requires an argument."),
         (("compare", "samplrs=[]"), "settings: unknown 'samplrs'; the nearest is 'samplers'"),
         (("compare", "teacher.model=digits_cnn"), "--out: expected a folder to write to, found none"),
@@ -117,7 +119,7 @@ def test_what_is_not_the_users_fault_says_how_to_see_more(run: Command, monkeypa
     def fail(*_: object) -> None:
         raise RuntimeError("a\nb")
 
-    monkeypatch.setattr("dfkd.commands.list_parts", fail)
+    monkeypatch.setattr("dfkd.listing.show", fail)
     said = run("list", "samplers")
     assert (said.status, said.err) == (1, "dfkd: RuntimeError: a b (--debug shows where)\n")
 
@@ -126,7 +128,7 @@ def test_an_interruption_is_one_line(run: Command, monkeypatch: pytest.MonkeyPat
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dfkd.commands.list_parts", stop)
+    monkeypatch.setattr("dfkd.listing.show", stop)
     said = run("list", "samplers")
     assert (said.status, said.err) == (130, "dfkd: interrupted; the same command continues\n")
 
@@ -142,10 +144,12 @@ def test_list_of_samplers(run: Command) -> None:
     for row in rows.values():
         assert set(row) == {"name", "summary", "paper", "needs", "data_free", "options"}
         assert len(row["summary"]) > 20
-        assert row["paper"] is not None
+        assert re.fullmatch(r"arXiv:\d{4}\.\d{4,5}.*|doi:10\..+|no paper", row["paper"])
         assert all(set(option) == {"name", "type", "default", "required"} for option in row["options"])
     assert rows["real"]["data_free"] is False
     assert rows["deep_inversion"]["data_free"] is True
+    composites = {"mixup", "cutmix", "adversarial", "mixture", "pooled", "augmented", "balanced"}
+    assert {name for name, row in rows.items() if row["data_free"] is None} == composites
     assert rows["deep_inversion"]["needs"] == ["input_grad", "batchnorm"]
     assert rows["deep_inversion"]["paper"].startswith("arXiv:")
     assert len({rows[name]["summary"] for name in ("uniform", "gaussian", "smoothed")}) == 3
@@ -161,6 +165,14 @@ def test_list_of_the_rest(run: Command, kind: str) -> None:
     expected = {"losses": list(LOSSES), "models": list(models.MODELS), "data": ["digits", "FILE.npz", "FOLDER"]}[kind]
     assert set(names) >= set(expected)
     assert all(row["summary"] for row in rows)
+
+
+def test_list_for_people_says_who_needs_no_data(run: Command) -> None:
+    lines = {line.split(" ")[0]: line for line in run("list", "samplers").out.splitlines() if line[0] != " "}
+    assert lines["uniform"].endswith("  [data-free]")
+    assert lines["mixup"].endswith("  [as its parts]")
+    assert lines["mixture"].endswith("  [as its parts]")
+    assert not lines["real"].endswith("]")
 
 
 @pytest.mark.parametrize("kind", ["samplers", "losses", "models", "data"])

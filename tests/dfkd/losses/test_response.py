@@ -123,7 +123,10 @@ def test_certain_and_wrong_costs_the_difference() -> None:
 
 
 def test_the_gradient_of_the_softened_divergence() -> None:
-    """tau (q - p) / n at any tau; the centred logit difference over (k n) as tau grows (METHODS 1.2)."""
+    """tau (q - p) / n at any tau; the centred logit difference over (k n) as tau grows.
+
+    Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network. 2015. arXiv:1503.02531, section 2.1.
+    """
     for temperature in (1.0, 3.0, 1000.0):
         student = STUDENT.double().requires_grad_(True)
         outputs = Outputs(student), Outputs(TEACHER.double())
