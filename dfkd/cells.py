@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ from dfkd.losses import KL, Objective, combine
 from dfkd.naming import unknown
 from dfkd.problem import Probe, Problem, UnsupportedProblem
 from dfkd.results import Line, finite
+from dfkd.rng import derive
 from dfkd.schemes.offline import Distilled, distill, make_student
 from dfkd.types import BatchNormMode, InputSpec, as_device, whole
 
@@ -140,6 +142,11 @@ def check_plan(settings: Any) -> None:
     if not settings.samplers:
         raise ValueError("samplers: expected at least one, found none")
     for label in settings.samplers:
+        if len(label.encode()) > 100:
+            short = label[:20]
+            raise ValueError(
+                f"samplers: {short + '...'!r} is longer than 100 bytes, too long for a file; give a `label`"
+            )
         if not label or label.strip() != label or any(c in label for c in "/\\\0\n") or label.startswith("."):
             raise ValueError(f"samplers: expected a label that can name a folder, found {label!r}")
     if not settings.seeds or len(set(settings.seeds)) != len(settings.seeds):
@@ -162,7 +169,8 @@ def _monitor(settings: Settings) -> Callable[[Problem], dict[str, float]] | None
     """Agreement on the test set along the way: for the eye, never for a choice."""
     if settings.data is None:
         return None
-    x = settings.data.test.x[:1000]
+    x = settings.data.test.x
+    x = x[_some_rows(len(x), 1000).to(x.device)]
     answers: list[Tensor] = []
 
     def watch(problem: Problem) -> dict[str, float]:
@@ -175,8 +183,17 @@ def _monitor(settings: Settings) -> Callable[[Problem], dict[str, float]] | None
     return watch
 
 
+def _some_rows(n: int, most: int | None) -> Tensor:
+    """Which of n rows are taken where `most` are enough: any, but always the same; data may be sorted by class."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(derive(0, "some_rows", n)))
+    return order[:most].sort().values
+
+
 def train_cell(settings: Settings, folder: Path, label: str, seed: int, control: bool) -> dict[str, Any]:
-    """Distils one student and saves it, its curve, its bank of fresh draws and its costs. Done cells are left alone."""
+    """Distils one student and saves it, its curve, its bank of fresh draws and its costs. Done cells are left alone.
+
+    KeyboardInterrupt where SIGTERM came; the checkpoint stays.
+    """
     run = run_folder(folder, label, seed)
     name = "control" if control else "student"
     record_file = run / f"{name}.json"
@@ -209,9 +226,10 @@ def train_cell(settings: Settings, folder: Path, label: str, seed: int, control:
         record |= {"status": "unsupported", "reason": str(error)}
     else:
         record |= _keep(settings, folder, label, seed, control, distilled)
-    if record["status"] != "interrupted":
-        replace_file(record_file, json.dumps(record, indent=1).encode())
-        (run / f"{name}.checkpoint").unlink(missing_ok=True)
+    if record["status"] == "interrupted":
+        raise KeyboardInterrupt  # the runs that wait must not begin
+    replace_file(record_file, json.dumps(record, indent=1).encode())
+    (run / f"{name}.checkpoint").unlink(missing_ok=True)
     return record
 
 
@@ -259,6 +277,7 @@ def _keep(
     with replacing(file) as draft:
         save_file({"x": bank.x}, draft)
     diagnosis = diagnose(problem.teacher, bank.x, settings.spec, bank.labelling)
+    record["costs"]["evaluate_forward"] = problem.teacher.counts["evaluate"]["forward"]  # with bank and diagnosis
     modes = {mode for _, mode in bank.labelling}
     record["labelling"] = modes.pop() if len(modes) == 1 else "mixed"
     record["diagnostics"] = dict(diagnosis.values)
@@ -292,36 +311,71 @@ def score_seed(settings: Settings, folder: Path, seed: int) -> None:
     if not waiting:
         return
     teacher = Probe(settings.teacher, settings.spec, as_device(settings.device))
-
-    def answered(column: Column) -> tuple[Column, Tensor]:
-        return column, columns.logits(teacher, column.x, settings.spec)
-
-    fixed = [answered(column) for column in _fixed_columns(settings, folder, seed)]
+    fixed = [(column, _answers(teacher, column)) for column in _fixed_columns(settings, folder, seed)]
+    shared = teacher.counts["evaluate"]["forward"]
     for label in waiting:
         run = run_folder(folder, label, seed)
         record = _record(run / "student.json")
         head = _head(settings, label, record)
-        lines: list[Line] = []
+        lines: list[Line] = [head]
         rows: dict[str, np.ndarray] = {}
-        if record["status"] != "ok":
-            lines.append(head)
-        else:
-            student, control = (_scored(settings, folder, label, seed, name) for name in ("student", "control"))
-            assert student is not None  # its record says that it finished
-            worst = map(answered, _worst_cases(settings, folder, seed, teacher, student))
-            for column, teacher_logits in chain(fixed, worst):
-                mode: BatchNormMode = "batch" if settings.student_score == "batch" else "eval"
-                logits = columns.logits(student, column.x, settings.spec, mode)
-                control_logits = None if control is None else columns.logits(control, column.x, settings.spec, mode)
-                found = metrics.score(logits, teacher_logits, column.y, control_logits)
-                lines += [replace(head, evaluation=column.name, metric=m, value=finite(v)) for m, v in found.items()]
-                rowwise = metrics.rowwise(logits, teacher_logits, column.y)
-                rows |= {f"{metric}|{column.name}": rowwise[metric].float().numpy() for metric in ("agreement", "kl")}
+        if record["status"] == "ok":
+            before = teacher.counts["evaluate"]["forward"]
+            lines, rows = _score_student(settings, folder, head, teacher, fixed)
+            asked = head.evaluate_forward + shared + teacher.counts["evaluate"]["forward"] - before
             for metric, value in record["diagnostics"].items():
                 lines.append(replace(head, evaluation="own_draws", metric=metric, value=finite(value)))
+            lines = [replace(line, evaluate_forward=asked) for line in lines]
         with replacing(run / "rows.npz") as draft, draft.open("wb") as file:
             np.savez_compressed(file, **rows)  # type: ignore[arg-type]  # keys are column names
         replace_file(run / "scores.jsonl", "".join(line.to_json() + "\n" for line in lines).encode())
+
+
+def _score_student(
+    settings: Settings, folder: Path, head: Line, teacher: Probe, fixed: list[tuple[Column, Tensor]]
+) -> tuple[list[Line], dict[str, np.ndarray]]:
+    """The lines of one student and its values row by row. A column without a number is a line that says why."""
+    student, control = (_scored(settings, folder, head.sampler, head.seed, name) for name in ("student", "control"))
+    assert student is not None  # its record says that it finished
+    mode: BatchNormMode = "batch" if settings.student_score == "batch" else "eval"
+    lines: list[Line] = []
+    rows: dict[str, np.ndarray] = {}
+    near = _near(settings, folder, head.seed)
+    if not (_gives_input_gradients(teacher) and _gives_input_gradients(student)):
+        names = [f"worst_case@{epsilon:g}" for _ in near for epsilon in settings.evaluate.epsilons]
+        lines += [replace(head, evaluation=name, status="unsupported") for name in names]
+        near = []
+    worst = (
+        (column, _answers(teacher, column)) for column in _worst_cases(settings, near, head.seed, teacher, student)
+    )
+    for column, teacher_logits in chain(fixed, worst):
+        logits = columns.logits(student, column.x, settings.spec, mode)
+        if not bool(logits.isfinite().all()):
+            lines.append(replace(head, evaluation=column.name, status="diverged"))
+            continue
+        control_logits = None
+        if control is not None and column.kind != "worst_case":  # searched against this student, easy for any other
+            control_logits = columns.logits(control, column.x, settings.spec, mode)
+            if not bool(control_logits.isfinite().all()):
+                control_logits = None
+        found = metrics.score(logits, teacher_logits, column.y, control_logits)
+        lines += [replace(head, evaluation=column.name, metric=m, value=finite(v)) for m, v in found.items()]
+        rowwise = metrics.rowwise(logits, teacher_logits, column.y)
+        rows |= {f"{metric}|{column.name}": rowwise[metric].float().numpy() for metric in ("agreement", "kl")}
+    return lines, rows
+
+
+def _gives_input_gradients(probe: Probe) -> bool:
+    with probe.frozen():  # else gradients of its parameters are taken for the input's
+        return "input_grad" in probe.capabilities
+
+
+def _answers(teacher: Probe, column: Column) -> Tensor:
+    """The teacher's logits; ValueError where there is nothing to compare a student with."""
+    logits = columns.logits(teacher, column.x, teacher.spec)
+    if not bool(logits.isfinite().all()):
+        raise ValueError(f"teacher: expected finite logits on the column {column.name!r}, found NaN or infinity")
+    return logits
 
 
 def _fixed_columns(settings: Settings, folder: Path, seed: int) -> Iterator[Column]:
@@ -341,21 +395,29 @@ def _fixed_columns(settings: Settings, folder: Path, seed: int) -> Iterator[Colu
             yield from _bank(folder, label, seed)
 
 
-def _worst_cases(settings: Settings, folder: Path, seed: int, teacher: Probe, student: Probe) -> Iterator[Column]:
-    """Inputs near the test set, or near a sampler's draws, on which this student disagrees most."""
+def _near(settings: Settings, folder: Path, seed: int) -> list[Column]:
+    """The images that worst cases are searched around: of the test set, or of a sampler; none or one column."""
     evaluate, data = settings.evaluate, settings.data
     if "worst_case" not in evaluate.columns:
-        return
+        return []
     if evaluate.worst_case_around != "test":
         starts = list(_bank(folder, evaluate.worst_case_around, seed))
     else:
         starts = [] if data is None else [columns.test_column(data.test.x, data.test.y)]
+    near = []
     for start in starts:
-        few = slice(evaluate.worst_case_rows)
-        near = columns.test_column(start.x[few], None if start.y is None else start.y[few])
+        few = _some_rows(len(start), evaluate.worst_case_rows).to(start.x.device)
+        near.append(columns.test_column(start.x[few], None if start.y is None else start.y[few]))
+    return near
+
+
+def _worst_cases(settings: Settings, near: list[Column], seed: int, teacher: Probe, student: Probe) -> Iterator[Column]:
+    """Inputs near the given ones on which this student disagrees most."""
+    evaluate = settings.evaluate
+    for start in near:
         for epsilon in evaluate.epsilons:
             yield worst_case_column(
-                teacher, student, near, epsilon, seed, evaluate.worst_case_steps, evaluate.worst_case_restarts
+                teacher, student, start, epsilon, seed, evaluate.worst_case_steps, evaluate.worst_case_restarts
             )
 
 

@@ -212,9 +212,7 @@ def run(settings: Settings, folder: Path, workers: int = 1, show_progress: bool 
         bar.update(done / all_jobs, f"{done} of {all_jobs}: {' '.join(map(str, arguments[1:3]))}")
 
     try:
-        trained = run_all(settings, [(train_cell, (folder, *cell)) for cell in cells], workers, advance)
-        if any(record["status"] == "interrupted" for record in trained):
-            raise KeyboardInterrupt
+        run_all(settings, [(train_cell, (folder, *cell)) for cell in cells], workers, advance)
         run_all(settings, [(score_seed, (folder, seed)) for seed in settings.seeds], workers, advance)
     finally:
         bar.close()

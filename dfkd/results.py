@@ -41,9 +41,11 @@ class Line:
     """One number: a student (sampler, seed), asked on one distribution (evaluation), for one metric.
 
     sampler: the label, unique in a comparison; kind: its name in the registry. value: finite, or None where there is
-    none; always None for a run that is not `ok`. teacher_images: forward + backward of synthesis and labelling; the
-    parts follow it. labelling, teacher_batchnorm, student_train, student_batchnorm: the BatchNorm modes the number was
-    made in: the teacher's when it labelled and when it was compared with, the student's in training and in scoring.
+    none; always None where the status is not `ok`. teacher_images: forward + backward of synthesis and labelling; the
+    parts follow it. evaluate_forward: images the teacher was asked to judge this run, no part of teacher_images: its
+    kept draws, their diagnosis, and all columns, those that the students of a seed share counted for each. labelling,
+    teacher_batchnorm, student_train, student_batchnorm: the BatchNorm modes the number was made in: the teacher's when
+    it labelled and when it was compared with, the student's in training and in scoring.
     """
 
     sampler: str
