@@ -189,10 +189,18 @@ def test_draws_images_of_the_spec(row: str, box: str, make_problem: MakeProblem)
     assert torch.is_grad_enabled()
 
 
+# which of y, target and source a row's batches carry; the others are None
+HAVE_Y = "real real_test mixup cutmix adversarial_all pooled_random augmented balanced mixup_pooled pooled_mixture"
+HAVE_TARGET = "deep_inversion deep_inversion_adaptive pooled adversarial_pooled"
+HAVE_SOURCE = "mixture mixture_three mixture_nested mixture_equal pooled_mixture adversarial_modes augmented_mixture"
+
+
 @each_row
 def test_columns_are_of_their_kind(row: str, make_problem: MakeProblem) -> None:
     problem = make_problem()
     batch, k = begin(ROWS[row], problem)(20), 10
+    for column, rows in (("y", HAVE_Y), ("target", HAVE_TARGET), ("source", HAVE_SOURCE)):
+        assert (getattr(batch, column) is not None) == (row in rows.split()), column
     if batch.y is not None:
         assert not is_data_free(ROWS[row])  # ground truth comes from data only
         if batch.y.ndim == 1:
