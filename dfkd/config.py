@@ -212,7 +212,8 @@ def parse(cls: type[Any], settings: Any, where: str = "") -> Any:
     for key, value in settings.items():
         if key not in options:
             raise unknown(f"{where}: option" if where else "settings", str(key), options)
-        values[key] = _convert(hints[key], value, f"{where}.{key}" if where else key)
+        over = _over_default(options[key], value)
+        values[key] = _convert(hints[key], over, f"{where}.{key}" if where else key)
     for name, option in options.items():
         bare = option.default is dataclasses.MISSING and option.default_factory is dataclasses.MISSING
         if bare and name not in values:
@@ -220,7 +221,25 @@ def parse(cls: type[Any], settings: Any, where: str = "") -> Any:
     try:
         return cls(**values)
     except (ValueError, TypeError) as error:  # a class of the user's may compare what cannot be compared
-        raise ValueError(f"{where}: {error}" if where else str(error)) from error
+        said = str(error).removeprefix(f"{where.rpartition('.')[2]}: ")
+        raise ValueError(f"{where}: {said}" if where else str(error)) from error
+
+
+_LIMITS = {"steps", "teacher_images", "seconds"}
+
+
+def _over_default(option: "dataclasses.Field[Any]", value: Any) -> Any:
+    """A part of a budget or an optimiser is laid over what the field has by default: `budget.batch=64` keeps the steps.
+
+    A budget's limits go together: where one is given, those of the default do not hold beside it.
+    """
+    default = option.default
+    if not isinstance(value, Mapping) or not isinstance(default, (Budget, Optimiser)):
+        return value
+    kept = {part.name: getattr(default, part.name) for part in dataclasses.fields(default) if part.init}
+    if isinstance(default, Budget) and _LIMITS & set(value):
+        kept = {name: setting for name, setting in kept.items() if name not in _LIMITS}
+    return kept | dict(value)
 
 
 def sampler(spec: Any, where: str = "sampler") -> tuple[str | None, Sampler]:

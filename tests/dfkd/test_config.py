@@ -231,7 +231,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"objective": {"kl": {"weight": -1}}}, r"^objective.kl: expected a finite weight >= 0, found -1"),
     ({"objective": {}}, r"^objective: expected at least one loss"),
     ({"objective": "kl"}, r"^objective: expected settings by name, found 'kl'$"),
-    ({"optimiser": {"name": "adam"}}, r"^optimiser: optimiser: unknown 'adam'; the nearest is 'adamw'$"),
+    ({"optimiser": {"name": "adam"}}, r"^optimiser: unknown 'adam'; the nearest is 'adamw'$"),
     ({"optimiser": {"schedule": "cosin"}}, r"^optimiser: schedule: unknown 'cosin'; the nearest is 'cosine'$"),
     ({"evaluate": {"columns": ["tset"]}}, r"^evaluate: columns: unknown 'tset'; the nearest is 'test'$"),
     ({"evaluate": {"corruptions": ["nose@3"]}}, r"^evaluate: .*'nose'; the nearest is 'noise'"),
@@ -267,7 +267,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"seeds": [1, 1]}, r"^seeds: expected different integers, found \[1, 1\]$"),
     ({"control_seeds": 0}, r"^control_seeds: expected an integer >= 1 or null for all, found 0$"),
     ({"budget": {"steps": 0}}, r"^budget: steps: expected an integer >= 1, found 0$"),
-    ({"budget": {"batch": 3}}, r"^budget: budget: expected at least one of steps, teacher_images, seconds"),
+    ({"budget": {"steps": None}}, r"^budget: expected at least one of steps, teacher_images, seconds"),
     ({"optimiser": {"learning_rate": 0}}, r"^optimiser: learning_rate: expected a number > 0, found 0"),
     ({"optimiser": {"learning_rate": ".nan"}}, r"^optimiser.learning_rate: expected a number, found '.nan'$"),
     ({"optimiser": {"learning_rate": float("nan")}}, r"^optimiser: learning_rate: expected a number > 0, found nan"),
@@ -323,3 +323,23 @@ def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(ValueError, match=r"x.yaml: expected a YAML file, found bytes that are not text"):
         config.read_settings([str(tmp_path / "x.yaml")])
+
+
+# -- a part of what has a default --------------------------------------------------------------------------------------
+
+
+def test_a_part_of_a_budget_or_an_optimiser_is_laid_over_the_default() -> None:
+    found: CompareConfig = parse(CompareConfig, LEAST | {"budget": {"batch": 64}, "optimiser": {"weight_decay": 0.5}})
+    assert found.budget == Budget(steps=2000, batch=64)
+    assert found.optimiser == dataclasses.replace(CompareConfig.optimiser, weight_decay=0.5)
+    teacher = parse(TeacherConfig, {"model": "m", "budget": {"steps": 5}})
+    assert teacher.budget == Budget(steps=5, batch=128)
+    assert parse(TeacherConfig, {"model": "m", "budget": {"seconds": 9}}).budget == Budget(seconds=9.0, batch=128)
+    assert parse(CompareConfig, written(found)) == found
+
+
+def test_what_is_wrong_with_a_budget_is_said_under_its_name_once() -> None:
+    with pytest.raises(ValueError, match=r"^budget: expected at least one of steps, teacher_images, seconds, found no"):
+        parse(CompareConfig, LEAST | {"budget": {"steps": None}})
+    with pytest.raises(ValueError, match=r"^teacher\.budget: expected at least one of steps"):
+        parse(TeacherConfig, {"model": "m", "budget": {"steps": None}}, "teacher")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dfkd.data import Dataset, ImageSet
 from dfkd.evaluate import evaluate, scores
+from dfkd.fidelity.metrics import calibration_error
 from dfkd.models import build
 from dfkd.rng import initialised
 from dfkd.types import InputSpec
@@ -44,6 +45,14 @@ def test_calibration_does_not_let_bins_make_up_for_each_other() -> None:
     confidence, guess = LOGITS.softmax(dim=1).max(dim=1)
     y = torch.where(confidence < 0.7, guess, Y)
     assert scores(LOGITS, y) == pytest.approx(slow_scores(LOGITS, y))
+
+
+def test_a_confidence_on_the_edge_of_two_bins_is_in_the_lower_as_in_comparisons() -> None:
+    """0.5 and right, 0.55 and wrong: in one bin the two would make up for each other."""
+    sure = math.log(0.55 / 0.45)
+    logits, y = torch.tensor([[0.0, 0.0], [sure, 0.0]], dtype=torch.float64), torch.tensor([0, 1])
+    assert scores(logits, y)["ece"] == pytest.approx(0.5 * 0.5 + 0.5 * 0.55)
+    assert scores(logits, y)["ece"] == calibration_error(logits, y)
 
 
 def test_certain_and_right_or_wrong() -> None:
