@@ -10,8 +10,8 @@ SHOWN = 8
 
 
 def nearest(found: str, known: Iterable[str]) -> str | None:
-    """The known name most like `found`, or None where there is none at all."""
-    close = difflib.get_close_matches(found, list(known), n=1, cutoff=0.0)
+    """The known name most like `found`, or None where none is like it."""
+    close = difflib.get_close_matches(found, list(known), n=1, cutoff=SIMILAR)
     return close[0] if close else None
 
 
@@ -21,9 +21,9 @@ def unknown(what: str, found: str, known: Iterable[str]) -> ValueError:
     Where nothing is like it, the first of the known names instead.
     """
     names = list(known)
-    close = difflib.get_close_matches(found, names, n=1, cutoff=SIMILAR)
-    if close:
-        hint = f"; the nearest is {close[0]!r}"
+    close = nearest(found, names)
+    if close is not None:
+        hint = f"; the nearest is {close!r}"
     elif names:
         hint = f"; known: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
     else:
