@@ -18,7 +18,7 @@ from dfkd.cells import reference_of
 from dfkd.claim import claimed, keep_manifest, same_models
 from dfkd.config import CompareConfig, DistillConfig, EvaluateConfig, TeacherConfig
 from dfkd.files import make_folder, replace_file
-from dfkd.interfaces import is_data_free, sources
+from dfkd.interfaces import Sampler, is_data_free, sources, walk
 from dfkd.layout import check_layout
 from dfkd.problem import Probe
 from dfkd.registry import SAMPLERS, find
@@ -51,8 +51,12 @@ def compare(words: list[str], out: Path | None, workers: int | None, dry_run: bo
     student = student_of(config.student, spec)
     torch.set_num_threads(1)
     with claimed(folder, resolved):
+        named = _control(config, spec)
+        # what is read from a file is read before anything is trained
+        control = None if named is None or named.weights is None else load_model(named, spec, "control_teacher")
         teacher = teacher_of(config.teacher, folder / "teacher.safetensors", "teacher", config.device)
-        control = _control(config, folder)
+        if named is not None and control is None:
+            control = teacher_of(named, folder / "control_teacher.safetensors", "control_teacher", config.device)
         data = None
         if config.teacher.data is not None:
             from dfkd.data import load
@@ -84,8 +88,8 @@ def compare(words: list[str], out: Path | None, workers: int | None, dry_run: bo
     say(f"report: {folder / 'report.html'}")
 
 
-def _control(config: CompareConfig, folder: Path) -> nn.Module | None:
-    """The independent teacher: as named, or trained like the first with another seed."""
+def _control(config: CompareConfig, spec: InputSpec) -> TeacherConfig | None:
+    """The independent teacher's settings: as named, or like the first with another seed; for the same images."""
     control = config.control_teacher
     if control is None:
         return None
@@ -99,7 +103,15 @@ def _control(config: CompareConfig, folder: Path) -> nn.Module | None:
             return None
     if control.data is None and control.shape is None and config.teacher.data is not None:
         control = replace(control, data=config.teacher.data, size=config.teacher.size)
-    return teacher_of(control, folder / "control_teacher.safetensors", "control_teacher", config.device)
+    own = teacher_spec(control, "control_teacher")
+    if (own.shape, own.num_classes) != (spec.shape, spec.num_classes):
+        raise ValueError(
+            f"control_teacher: expected images {spec.shape} of {spec.num_classes} classes, as for the teacher, "
+            f"found {own.shape} of {own.num_classes}"
+        )
+    if control.weights is None and (control.model is None or control.data is None):
+        raise ValueError("control_teacher: expected weights, or a model and data to train it on, found neither")
+    return control
 
 
 def _default_workers(device: str | None) -> int:
@@ -124,7 +136,7 @@ def distill(words: list[str], out: Path | None, dry_run: bool) -> None:
     check_layout()
     settings = configuration.read_settings(words)
     settings.setdefault("sampler", _packaged("distill.yaml")["sampler"])
-    settings.setdefault("student", {"model": _same_model(settings.get("teacher"))})
+    settings.setdefault("student", _same_model(settings.get("teacher")))
     config: DistillConfig = configuration.parse(DistillConfig, settings)
     resolved = configuration.dump(config)
     if dry_run:
@@ -135,6 +147,8 @@ def distill(words: list[str], out: Path | None, dry_run: bool) -> None:
     device = as_device(config.device)
     spec = teacher_spec(config.teacher, "teacher")
     student = student_of(config.student, spec)
+    from dfkd.schemes.offline import make_student
+
     with claimed(out, resolved):
         teacher = teacher_of(config.teacher, out / "teacher.safetensors", "teacher", config.device)
         manifest = {
@@ -142,6 +156,9 @@ def distill(words: list[str], out: Path | None, dry_run: bool) -> None:
             "seeds": [config.seed],
             "device": str(device),
             "teacher": {"digest": Probe(teacher, spec).digest},
+            # of its weights before training: those of a warm start, else those that the seed gives
+            "student": {"digest": Probe(make_student(student, spec, config.seed), spec).digest},
+            "data": _data_digests(config.sampler),
             "data_free": is_data_free(config.sampler),
             "sources": sources(config.sampler),
         }
@@ -210,6 +227,17 @@ def _distil(
     )
 
 
+def _data_digests(sampler: Sampler) -> dict[str, Any] | None:
+    """The data that a sampler's parts read, as it is now; None where it reads none."""
+    parts = [part for part in walk(sampler) if not part.data_free and isinstance(getattr(part, "data", None), str)]
+    if not parts:
+        return None
+    from dfkd.data import load
+
+    digests = {part.data: load(part.data, size=getattr(part, "size", None)).digest for part in parts}  # type: ignore[attr-defined]  # checked above
+    return {"digest": " ".join(digests.values()), "sources": digests}
+
+
 def _percent(value: float | None) -> str:
     return "   none  " if value is None else f"{100 * value:6.2f} %"
 
@@ -218,15 +246,18 @@ def _nats(value: float | None) -> str:
     return "none" if value is None else f"{value:.4f} nats"
 
 
-def _same_model(teacher: Any) -> str | None:
-    """The student's default: the teacher's own architecture."""
+def _same_model(teacher: Any) -> dict[str, Any]:
+    """The student's default: the teacher's own architecture, with the options it was built with."""
     teacher = configuration.spelt_out(teacher) if isinstance(teacher, str) else teacher
     if not isinstance(teacher, Mapping):
-        return None
-    if teacher.get("model"):
-        return str(teacher["model"])
-    weights = teacher.get("weights")
-    return named_in(Path(weights)) if isinstance(weights, str) and Path(weights).is_file() else None
+        return {"model": None}
+    weights, given = teacher.get("weights"), teacher.get("options")
+    given = dict(given) if isinstance(given, Mapping) else {}
+    named = named_in(Path(weights)) if isinstance(weights, str) and Path(weights).is_file() else None
+    if named is not None and teacher.get("model") in (None, named["model"]):
+        return {"model": named["model"], "options": {**named["options"], **given}}
+    model = teacher.get("model")
+    return {"model": str(model) if model else None, "options": given}
 
 
 # -- one model ---------------------------------------------------------------------------------------------------------

@@ -37,8 +37,10 @@ def teacher_spec(teacher: TeacherConfig, where: str) -> InputSpec:
     if teacher.shape is not None and teacher.classes is not None:
         with _at(where):
             return InputSpec(teacher.shape, teacher.classes)
-    if teacher.weights is not None and read_metadata(teacher.weights) is not None:
-        return models.read_spec(teacher.weights)
+    if teacher.weights is not None:
+        with _at(where):
+            if read_metadata(teacher.weights) is not None:
+                return models.read_spec(teacher.weights)
     raise ValueError(f"{where}: expected data, or shape and classes, or weights that dfkd saved, found none of them")
 
 
@@ -66,8 +68,10 @@ def teacher_of(teacher: TeacherConfig, file: Path | None, where: str, device: st
 def _train(
     teacher: TeacherConfig, model: str, data: str, spec: InputSpec, file: Path | None, where: str, device: str | None
 ) -> nn.Module:
+    from dfkd.data import load
     from dfkd.schemes.supervised import teach
 
+    digest = load(data, size=teacher.size).digest
     normalise, said = _normalise(teacher.normalise, model, None, where)
     fresh = partial(models.load_teacher, model, spec, normalise=normalise, **teacher.options)
     with _at(where):
@@ -77,6 +81,7 @@ def _train(
             sampler = find("sampler", "augmented", SAMPLERS)(base=sampler, crop=teacher.crop, flip=teacher.flip)
     say(f"{where}: training {model} on {data} ({teacher.budget.steps} steps)")
     say(f"{where}: normalise={said}")
+    checkpoint = None if file is None else file.with_name(f".{file.stem}.checkpoint")  # hidden: no part of the result
     module, training = teach(
         fresh,
         sampler,
@@ -85,16 +90,22 @@ def _train(
         optimiser=teacher.optimiser,
         seed=teacher.seed,
         device=device,
+        checkpoint=checkpoint,
+        identity=f"{where}: {teacher!r} on {digest}",
         show_progress=True,
     )
     if training.status == "interrupted":
         raise KeyboardInterrupt
+    if checkpoint is not None and training.status != "ok":
+        checkpoint.unlink(missing_ok=True)  # the corrected settings must find the place free
     if training.status != "ok":
         raise ValueError(f"{where}: training {training.status} at step {training.steps}; try a smaller learning rate")
     module = module.cpu()
     if file is not None:
         card = {"data": data, "seed": teacher.seed, "steps": training.steps}
         models.save(file, module, reference=model, spec=spec, options=teacher.options, card=card)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
     return module
 
 
@@ -115,10 +126,12 @@ def student_of(student: StudentConfig, spec: InputSpec) -> Any:
     return partial(models.build, student.model, spec, **student.options) if student.options else student.model
 
 
-def named_in(weights: Path) -> str | None:
-    """The model that a weights file of ours names."""
-    found = (read_metadata(weights) or {}).get("reference")
-    return None if found is None else str(found)
+def named_in(weights: Path) -> dict[str, Any] | None:
+    """The model that a weights file of ours names, and its options, as a student's settings."""
+    saved = read_metadata(weights) or {}
+    if saved.get("reference") is None:
+        return None
+    return {"model": str(saved["reference"]), "options": dict(saved.get("options", {}))}
 
 
 def _normalise(wanted: Any, model: str | None, weights: Path | None, where: str) -> tuple[Any, str]:

@@ -1,6 +1,8 @@
 """Bad input, each kind of it: one line that names what and where, exit status 2, and nothing overwritten."""
 
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 from torch import nn
+
+from samplers import Real
 
 Command = Callable[..., Any]
 Network = Callable[..., nn.Module]
@@ -343,6 +349,35 @@ def test_settings_that_fail_leave_the_folder_free_for_better_ones(run: Command, 
     assert run(*words, "sampler=uniform").status == 0
 
 
+@pytest.mark.usefixtures("place")
+def test_data_and_warm_starts_that_changed_under_their_names_are_found(
+    run: Command, teachers: tuple[Path, Path], quadrants: Path
+) -> None:
+    shutil.copyfile(teachers[0], "s.safetensors")
+    shutil.copyfile(quadrants, "d.npz")
+    words = ["distill", f"teacher={teachers[0]}", "budget.steps=1", "budget.batch=8", "sampler={real: {data: d.npz}}"]
+    words += ["student.weights=s.safetensors", "--out", "out"]
+    assert run(*words).status == 0
+    shutil.copyfile(teachers[1], "s.safetensors")
+    refused(run(*words), "out: out was begun with another student of the same name")
+    shutil.copyfile(teachers[0], "s.safetensors")
+    arrays = dict(np.load(quadrants))
+    np.savez("d.npz", **(arrays | {"x_train": arrays["x_train"] ^ 1}))
+    refused(run(*words), "out: out was begun with another data of the same name")
+
+
+def test_a_control_teacher_is_looked_at_before_the_teacher_is_trained(
+    run: Command, place: Path, quadrants: Path
+) -> None:
+    words = ["compare", f"teacher={{model: digits_cnn, options: {{width: 4}}, data: {quadrants}}}"]
+    words += ["student=digits_cnn", "samplers=[uniform]", "budget.steps=1", "--out", "out"]
+    for control, part in (("nowhere.safetensors", "nowhere.safetensors"), ("{data: digits, model: lenet5}", "classes")):
+        said = run(*words, f"control_teacher={control}")
+        assert (said.status, "training" in said.err) == (2, False)
+        assert part in said.err
+        assert files(place) == {}
+
+
 # -- checkpoints -------------------------------------------------------------------------------------------------------
 
 
@@ -358,7 +393,7 @@ def test_a_checkpoint_that_is_not_this_runs(run: Command, place: Path, teachers:
 
 @pytest.mark.parametrize("keep", [0, 100, -100])
 def test_a_checkpoint_cut_short(run: Command, place: Path, teachers: tuple[Path, Path], keep: int) -> None:
-    words = ["distill", f"teacher={teachers[0]}", *QUICK, "--out", "out"]
+    words = ["distill", f"teacher={teachers[0]}", "student=digits_cnn", *QUICK, "--out", "out"]
     assert run(*words).status == 0
     file = place / "out" / "checkpoint"
     file.write_bytes(file.read_bytes()[:keep])
@@ -382,3 +417,39 @@ def test_a_teacher_whose_training_diverges(run: Command, place: Path, quadrants:
     words = ["teach", f"data={quadrants}", "options.width=4", "budget.steps=40", "optimiser.learning_rate=1e18"]
     refused(run(*words, "--out", "t.safetensors"), "teacher: training diverged at step", "try a smaller learning rate")
     assert files(place) == {}
+
+
+def test_a_teacher_that_was_stopped_is_trained_on(
+    run: Command, place: Path, quadrants: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM on the way; the same words then make the weights of a run that was never stopped."""
+    words = ["teach", f"data={quadrants}", "options.width=4", "budget.steps=12", "budget.batch=8", "--out"]
+    assert run(*words, "whole.safetensors").status == 0
+    with monkeypatch.context() as patch:
+        draw, calls = Real.draw, list[int]()
+
+        def stopping(self: Any, *arguments: Any, **options: Any) -> Any:
+            calls.append(1)
+            if len(calls) == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return draw(self, *arguments, **options)
+
+        patch.setattr(Real, "draw", stopping)
+        assert run(*words, "t.safetensors").status != 0
+    assert len(calls) < 12
+    assert {path.name for path in place.iterdir()} >= {".t.checkpoint"}
+    assert not (place / "t.safetensors").exists()
+    refused(run(*words, "t.safetensors", "budget.steps=13"), "checkpoint: .t.checkpoint belongs to another run")
+    assert run(*words, "t.safetensors").status == 0
+    assert not (place / ".t.checkpoint").exists()
+    first, second = (load_file(f"{name}.safetensors") for name in ("whole", "t"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.usefixtures("place")
+def test_the_student_is_by_default_built_as_the_teacher(run: Command, teachers: tuple[Path, Path]) -> None:
+    said = run("distill", f"teacher={teachers[0]}", "--dry-run")
+    assert yaml.safe_load(said.out)["student"] | {"weights": None} == {
+        "model": "digits_cnn", "options": {"width": 4}, "weights": None, "normalise": "auto"}  # fmt: skip
+    said = run("distill", "teacher={model: lenet5, options: {a: 1}, data: digits}", "--dry-run")
+    assert yaml.safe_load(said.out)["student"]["options"] == {"a": 1}
