@@ -35,6 +35,8 @@ def load(path: Path, identity: str, device: torch.device | str = "cpu", rank: in
     try:
         content = torch.load(path, map_location=where, weights_only=True)
     except OSError as error:
+        if error.filename is None:  # the file was opened; what it says of itself leads nowhere
+            raise ValueError(f"checkpoint: {path} is cut short or damaged; delete it to start again") from error
         raise ValueError(f"checkpoint: cannot read {path}: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error):

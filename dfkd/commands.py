@@ -25,7 +25,7 @@ from dfkd.registry import SAMPLERS, find
 from dfkd.resolve import load_model, named_in, say, student_of, teacher_of, teacher_spec
 from dfkd.types import InputSpec, as_device
 
-__all__ = ["compare", "distill", "evaluate", "list_parts", "report", "teach"]
+__all__ = ["compare", "distill", "evaluate", "report", "teach"]
 
 
 # -- compare -----------------------------------------------------------------------------------------------------------
@@ -327,23 +327,3 @@ def report(folder: Path) -> None:
         raise ValueError(f"{folder}: expected the folder of a comparison, found no results.jsonl in it")
     print_table(folder)
     say(f"report: {write_report(folder)}")
-
-
-def list_parts(kind: str, as_json: bool) -> None:
-    """`dfkd list`."""
-    check_layout()
-    from dfkd.listing import rows
-
-    found = rows(kind)
-    if as_json:
-        print(json.dumps(found))
-        return
-    for row in found:
-        marks = "  [data-free]" if row.get("data_free") else ""
-        print(f"{row['name']:18s} {row['summary']}{marks}")
-        if row.get("paper"):
-            needs = f"; needs {', '.join(row['needs'])}" if row.get("needs") else ""
-            print(f"{'':18s}   {row['paper']}{needs}")
-        for option in row.get("options", ()):
-            default = f" ({option['type']}, required)" if option["required"] else f"={option['default']}"
-            print(f"{'':18s}   {option['name']}{default}")

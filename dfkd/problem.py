@@ -235,7 +235,7 @@ class Probe:
         counts = self._counts_copy()
         x = torch.full((2, *self.spec.shape), self.spec.middle, device=self.device, requires_grad=True)
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), self.frozen():  # so that it is the input's gradient, not the weights'
                 return bool(self(x).logits.requires_grad)
         except (RuntimeError, TypeError, IndexError, AttributeError):
             return False

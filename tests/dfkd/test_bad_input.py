@@ -393,7 +393,7 @@ def test_a_checkpoint_that_is_not_this_runs(run: Command, place: Path, teachers:
 
 @pytest.mark.parametrize("keep", [0, 100, -100])
 def test_a_checkpoint_cut_short(run: Command, place: Path, teachers: tuple[Path, Path], keep: int) -> None:
-    words = ["distill", f"teacher={teachers[0]}", "student=digits_cnn", *QUICK, "--out", "out"]
+    words = ["distill", f"teacher={teachers[0]}", *QUICK, "--out", "out"]
     assert run(*words).status == 0
     file = place / "out" / "checkpoint"
     file.write_bytes(file.read_bytes()[:keep])

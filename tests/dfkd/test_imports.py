@@ -23,7 +23,7 @@ MAY: dict[str, set[str]] = {
     "data": CORE,
     "fidelity": CORE,
     "results": CORE,
-    "evaluate": CORE,
+    "evaluate": CORE | {"fidelity"},
     **dict.fromkeys(RUN, CORE | RUN | {"losses"}),
     "schemes": CORE | RUN | {"losses", "models"},
     "report": CORE | {"results", "fidelity"},

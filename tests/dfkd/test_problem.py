@@ -401,3 +401,16 @@ def test_searching_freezes_both_and_counts_synthesis() -> None:
         p.student(X)
     assert p.teacher.counts["synthesise"]["forward"] == 6
     assert p.student.counts["synthesise"]["forward"] == 6
+
+
+def test_trainable_weights_are_not_taken_for_input_gradients() -> None:
+    class Deaf(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(64, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.head(x.detach().flatten(1))
+            return logits
+
+    assert "input_grad" not in Probe(Deaf(), InputSpec((1, 8, 8), 10)).capabilities
