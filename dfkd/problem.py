@@ -19,8 +19,9 @@ from dfkd.types import BATCHNORM_MODES, Batch, BatchNormMode, InputSpec, Labelli
 
 __all__ = ["CAPABILITIES", "PHASES", "BatchNormInput", "Phase", "Probe", "Problem", "UnsupportedProblem"]
 
-CAPABILITIES = ("logits", "input_grad", "batchnorm", "features")
-"""logits: all. input_grad: gradients reach the input. batchnorm: layers with stored statistics. features: taps."""
+CAPABILITIES = ("logits", "input_grad", "batchnorm", "features", "penultimate")
+"""logits: all. input_grad: gradients reach the input. batchnorm: layers with stored statistics. features: taps.
+penultimate: a linear layer gives the logits, and what it is given are the penultimate features."""
 
 Phase = Literal["synthesise", "label", "evaluate"]
 PHASES: tuple[str, ...] = get_args(Phase)
@@ -32,13 +33,21 @@ class UnsupportedProblem(ValueError):
 
 @dataclass(frozen=True)
 class BatchNormInput:
-    """What one BatchNorm layer was given in the last forward pass, beside what it has stored. Each tensor (c,)."""
+    """What one BatchNorm layer was given in the last forward pass, beside what it has stored. Statistics are (c,)."""
 
     name: str
     mean: Tensor
     var: Tensor  # biased, over rows and positions
     running_mean: Tensor
     running_var: Tensor
+    input: Tensor | None = None  # (n, c, ...), only where a graph keeps it alive anyway
+
+    @property
+    def rows(self) -> Tensor:
+        """(n, c): the mean of the input over positions, of each row."""
+        if self.input is None:
+            raise ValueError(f"{self.name}: what it was given is kept only where gradients are recorded")
+        return self.input.flatten(2).mean(dim=2) if self.input.ndim > 2 else self.input
 
 
 class _CountBackward(torch.autograd.Function):
@@ -106,6 +115,8 @@ class Probe:
                 found.add("batchnorm")
             if self._answers_with_gradient():
                 found.add("input_grad")
+            if self._classifier() is not None:
+                found.add("penultimate")
             self._capabilities = frozenset(found)
         return self._capabilities
 
@@ -242,6 +253,29 @@ class Probe:
         finally:
             self.counts = counts
 
+    def _classifier(self) -> nn.Linear | None:
+        """The linear layer whose answer are the logits themselves; None where there is none. Found by asking."""
+        given: list[tuple[nn.Linear, Tensor]] = []
+
+        def after(part: nn.Module, _: Any, output: Tensor) -> None:
+            assert isinstance(part, nn.Linear)  # no other is hooked
+            given.append((part, output))
+
+        linears = [part for part in self._modules if isinstance(part, nn.Linear)]
+        handles = [part.register_forward_hook(after) for part in linears]
+        counts = self._counts_copy()
+        try:
+            with torch.no_grad():
+                logits = self(torch.full((2, *self.spec.shape), self.spec.middle, device=self.device)).logits
+        except (RuntimeError, TypeError, IndexError, AttributeError):
+            return None
+        finally:
+            self.counts = counts
+            for handle in handles:
+                handle.remove()
+        same = [part for part, out in given if out.shape == logits.shape and torch.equal(out.float(), logits)]  # sync
+        return same[-1] if same else None
+
     def _counts_copy(self) -> dict[str, dict[str, int]]:
         return {phase: dict(count) for phase, count in self.counts.items()}
 
@@ -281,12 +315,30 @@ class Probe:
                 running_mean, running_var = part.running_mean, part.running_var
                 assert running_mean is not None
                 assert running_var is not None  # only layers that store them are hooked
-                seen.append(BatchNormInput(path, mean, var, running_mean.float(), running_var.float()))
+                kept = x if x.requires_grad else None
+                seen.append(BatchNormInput(path, mean, var, running_mean.float(), running_var.float(), kept))
 
             return before
 
         handles = [part.register_forward_pre_hook(hook(path, part)) for path, part in self._batchnorms]
         handles.append(self.module.register_forward_pre_hook(lambda *_: seen.clear(), prepend=True))
+        try:
+            yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def penultimate(self) -> Iterator[list[Tensor]]:
+        """Inside, every call fills the list (emptied first) with what the last linear layer was given, (n, d)."""
+        self.require("penultimate", who="penultimate")
+        classifier = self._classifier()
+        assert classifier is not None  # it has the capability
+        seen: list[Tensor] = []
+        handles = [
+            classifier.register_forward_pre_hook(lambda _, args: seen.append(args[0].float())),
+            self.module.register_forward_pre_hook(lambda *_: seen.clear(), prepend=True),
+        ]
         try:
             yield seen
         finally:

@@ -4,8 +4,8 @@ from .batchnorm import AUTO, BatchNormNorm, BatchNormWeight, batchnorm_distance,
 from .classes import Balance, OneHot
 from .descend import Best, descend
 from .disagreement import Disagreement, Divergence, disagreement
-from .priors import PixelNorm, TotalVariation, Variation
-from .terms import Look, Objective, Term
+from .priors import PixelNorm, TotalVariation, Variation, row_variation
+from .terms import Learner, Look, Objective, Term
 from .views import View, Views, identity, jitter
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Best",
     "Disagreement",
     "Divergence",
+    "Learner",
     "Look",
     "Objective",
     "OneHot",
@@ -32,4 +33,5 @@ __all__ = [
     "identity",
     "jitter",
     "noise_start",
+    "row_variation",
 ]

@@ -69,9 +69,6 @@ class BatchNormNorm:
         distance = batchnorm_distance(views.batchnorms, self.first_layer)
         return distance if state is None else distance / state
 
-    def end_round(self, state: Tensor | None) -> None:
-        del state
-
 
 def batchnorm_term(weight: BatchNormWeight, first_layer: float = 1.0) -> tuple[float, BatchNormNorm]:
     """The pair for an objective: `auto` means AUTO times the relative distance."""

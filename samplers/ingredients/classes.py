@@ -44,9 +44,6 @@ class OneHot:
             raise ValueError("target: expected a class for each row, found None")
         return cross_entropy(logits, views.target)
 
-    def end_round(self, state: None) -> None:
-        del state
-
 
 @dataclass(frozen=True)
 class Balance:
@@ -63,6 +60,3 @@ class Balance:
         log_p = views.teacher.logits.log_softmax(dim=1)
         log_mean = torch.logsumexp(log_p, dim=0) - math.log(log_p.shape[0])  # finite where p itself underflows
         return (log_mean.exp() * log_mean).sum()
-
-    def end_round(self, state: None) -> None:
-        del state

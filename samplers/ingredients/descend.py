@@ -47,7 +47,7 @@ def descend(
     see them. rate: the learning rate's factor at a step. after: called after each step (a clip to the box). best: is
     offered each step's images with their loss, before the step.
     """
-    loss = torch.zeros((), device=problem.device)
+    loss, kept = torch.zeros((), device=problem.device), None
     base = [group["lr"] for group in optimiser.param_groups]
     with objective.watching(problem) as look:
         for step in range(steps):
@@ -55,15 +55,21 @@ def descend(
                 for group, lr in zip(optimiser.param_groups, base, strict=True):
                     group["lr"] = lr * rate(step)
             x = make()
-            loss = objective(states, look(view(x), target))
+            views = look(view(x), target, x)
+            loss = objective(states, views)
+            kept = x.detach()
             if best is not None:
                 best.offer(x, loss)
+                kept = best.x
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
+            objective.after_step(states)
             if after is not None:
                 after()
-    objective.end_round(states)
+        if objective.learns and kept is not None:
+            with torch.no_grad():
+                objective.end_round(states, look(view(kept), target, kept))
     for group, lr in zip(optimiser.param_groups, base, strict=True):
         group["lr"] = lr
     return loss.detach()

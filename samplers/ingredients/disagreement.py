@@ -57,6 +57,3 @@ class Disagreement:
         del state
         rows = disagreement(views.student.logits, views.teacher.logits, self.divergence, self.temperature)
         return -rows.mean()
-
-    def end_round(self, state: None) -> None:
-        del state

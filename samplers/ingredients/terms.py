@@ -4,10 +4,10 @@ Who optimises an objective minimises it; adversarial terms carry their own minus
 classes, means over rows.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -16,16 +16,20 @@ from dfkd.rng import derive
 
 from .views import Views
 
-__all__ = ["Look", "Objective", "Term"]
+__all__ = ["Learner", "Look", "Objective", "Term"]
 
-Look = Callable[[Tensor, Tensor | None], Views]
-"""(x, target) -> what the terms see of them."""
+
+class Look(Protocol):
+    """What the terms see of x (n, c, h, w), shown to the models, and the target; images: x before it was viewed."""
+
+    def __call__(self, x: Tensor, target: Tensor | None, images: Tensor | None = None) -> Views: ...
 
 
 class Term(Protocol):
-    """A frozen dataclass of settings; what changes from round to round is in the state from `init`.
+    """A frozen dataclass of settings; what changes is in the state from `init`.
 
-    needs: capabilities of the teacher, beside logits. uses_student: whether it asks the student.
+    needs: capabilities of the teacher, beside logits. uses_student: whether it asks the student. One that learns is a
+    Learner too.
     """
 
     @property
@@ -40,8 +44,16 @@ class Term(Protocol):
     def __call__(self, state: Any, views: Views) -> Tensor:
         """0-d, with the graph back to views.x."""
 
-    def end_round(self, state: Any) -> None:
-        """Called once when a round of synthesis is over."""
+
+@runtime_checkable
+class Learner(Protocol):
+    """A term that changes as the search goes on: a head, a critic, moving statistics."""
+
+    def after_step(self, state: Any) -> None:
+        """Called after each step of the search; parameters of the state have the gradient of the whole objective."""
+
+    def end_round(self, state: Any, views: Views) -> None:
+        """Called once when a round is over, with the images that it keeps. The models are frozen still."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,10 @@ class Objective:
     def uses_student(self) -> bool:
         return any(term.uses_student for _, term in self.terms)
 
+    @property
+    def learns(self) -> bool:
+        return any(isinstance(term, Learner) for _, term in self.terms)
+
     def init(self, problem: Problem, seed: int, who: str) -> list[Any]:
         """The terms' states. UnsupportedProblem naming `who` where the teacher lacks what a term needs."""
         problem.teacher.require(*self.needs, who=who)
@@ -70,12 +86,19 @@ class Objective:
 
     @contextmanager
     def watching(self, problem: Problem) -> Iterator[Look]:
-        """Inside, both models are frozen, and the teacher's BatchNorm layers are hooked if a term reads them."""
+        """Inside, both models are frozen, and of the teacher's layers those are hooked that a term reads."""
         with problem.searching(), ExitStack() as stack:
             watched: list[BatchNormInput] = []
+            penultimate: list[Tensor] = []
             if "batchnorm" in self.needs:
                 watched = stack.enter_context(problem.teacher.batchnorm_inputs())
-            yield lambda x, target: Views(problem, x, target, watched)
+            if "penultimate" in self.needs:
+                penultimate = stack.enter_context(problem.teacher.penultimate())
+
+            def look(x: Tensor, target: Tensor | None, images: Tensor | None = None) -> Views:
+                return Views(problem, x, target, watched, penultimate, images)
+
+            yield look
 
     def __call__(self, states: list[Any], views: Views) -> Tensor:
         total = views.x.new_zeros(())
@@ -83,6 +106,12 @@ class Objective:
             total = total + weight * term(state, views)
         return total
 
-    def end_round(self, states: list[Any]) -> None:
+    def after_step(self, states: list[Any]) -> None:
         for (_, term), state in zip(self.terms, states, strict=True):
-            term.end_round(state)
+            if isinstance(term, Learner):
+                term.after_step(state)
+
+    def end_round(self, states: list[Any], views: Views) -> None:
+        for (_, term), state in zip(self.terms, states, strict=True):
+            if isinstance(term, Learner):
+                term.end_round(state, views)

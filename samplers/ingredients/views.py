@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dfkd.problem import BatchNormInput, Problem
-from dfkd.types import InputSpec, Outputs
+from dfkd.types import BatchNormMode, InputSpec, Outputs
 
 __all__ = ["View", "Views", "identity", "jitter"]
 
@@ -19,21 +19,31 @@ View = Callable[[Tensor], Tensor]
 class Views:
     """One batch of candidates as all terms share it. A model is asked when a term first needs it, and only once.
 
-    x (n, c, h, w): what the models are shown, with its graph. target (n,) int64: the classes aimed at, or None.
+    x (n, c, h, w): what the models are shown, with its graph. target (n,) int64: the classes aimed at, or None. images:
+    the candidates before the view, those that are kept; x itself where there is no view.
     """
 
-    def __init__(self, problem: Problem, x: Tensor, target: Tensor | None, watched: Sequence[BatchNormInput]) -> None:
-        self.x, self.target = x, target
-        self._problem, self._watched = problem, watched
+    def __init__(
+        self,
+        problem: Problem,
+        x: Tensor,
+        target: Tensor | None,
+        watched: Sequence[BatchNormInput] = (),
+        penultimate: Sequence[Tensor] = (),
+        images: Tensor | None = None,
+    ) -> None:
+        self.x, self.target, self.images = x, target, x if images is None else images
+        self._problem, self._watched, self._penultimate = problem, watched, penultimate
+        self._student: dict[str, Outputs] = {}
 
     @property
     def spec(self) -> InputSpec:
         return self._problem.spec
 
     @cached_property
-    def _asked(self) -> tuple[Outputs, tuple[BatchNormInput, ...]]:
+    def _asked(self) -> tuple[Outputs, tuple[BatchNormInput, ...], tuple[Tensor, ...]]:
         answers = self._problem.teacher(self.x)
-        return answers, tuple(self._watched)  # copied: the next call of the teacher empties the list
+        return answers, tuple(self._watched), tuple(self._penultimate)  # copied: the next call empties the lists
 
     @property
     def teacher(self) -> Outputs:
@@ -44,9 +54,24 @@ class Views:
         """What each BatchNorm layer of the teacher was given, in call order; empty where no term needs it."""
         return self._asked[1]
 
-    @cached_property
+    @property
+    def penultimate(self) -> Tensor:
+        """(n, d): what the teacher's last linear layer was given, where a term needs it."""
+        return self._asked[2][0]
+
+    @property
     def student(self) -> Outputs:
-        return self._problem.student(self.x)
+        return self.student_as("eval")
+
+    def student_as(self, mode: BatchNormMode) -> Outputs:
+        """The student's answers, its BatchNorm layers normalising as `mode` says."""
+        if mode not in self._student:
+            self._student[mode] = self._problem.student(self.x, mode)
+        return self._student[mode]
+
+    def again(self, x: Tensor) -> "Views":
+        """Another view of the same candidates, asked on its own."""
+        return Views(self._problem, x, self.target, self._watched, self._penultimate, self.images)
 
 
 def identity(x: Tensor) -> Tensor:

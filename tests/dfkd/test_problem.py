@@ -296,7 +296,7 @@ class NoGradient(nn.Module):
 def test_says_what_it_can_do_and_names_both_where_it_cannot() -> None:
     model = probe()
     with untouched(model.module):
-        assert model.capabilities == {"logits", "input_grad", "batchnorm", "features"}
+        assert model.capabilities == {"logits", "input_grad", "batchnorm", "features", "penultimate"}
     assert model.images == 0  # finding out is not counted
     plain = Probe(NoGradient(), SPEC)
     assert plain.capabilities == {"logits"}
@@ -307,6 +307,40 @@ def test_says_what_it_can_do_and_names_both_where_it_cannot() -> None:
         plain.batchnorm_inputs(),
     ):
         pass
+
+
+def test_penultimate_features_are_what_the_last_linear_layer_is_given() -> None:
+    model = probe()
+    x = torch.rand(5, *SPEC.shape, generator=torch.Generator().manual_seed(3))
+    last = model.module.last
+    with untouched(model.module), model.penultimate() as seen:
+        for part in (x, x[:2]):
+            logits = model(part).logits
+            (features,) = seen
+            assert features.shape == (len(part), 8)
+            torch.testing.assert_close(logits, last(features))  # type: ignore[operator]
+    headless = Probe(nn.Sequential(nn.Flatten(), nn.Linear(SPEC.channels * 16, 3), nn.Softplus()), SPEC)
+    assert "penultimate" not in headless.capabilities  # what a linear layer gives is not the logits
+    with (
+        pytest.raises(UnsupportedProblem, match="penultimate: needs a teacher with penultimate"),
+        headless.penultimate(),
+    ):
+        pass
+
+
+def test_rows_of_a_batchnorm_input_are_their_means_over_positions() -> None:
+    model = probe()
+    x = torch.rand(5, *SPEC.shape, generator=torch.Generator().manual_seed(3)).requires_grad_(True)
+    with untouched(model.module), model.frozen(), model.batchnorm_inputs() as seen:
+        model(x)
+        convolved = model.module.conv(x)  # type: ignore[operator]
+        torch.testing.assert_close(seen[0].rows, convolved.mean(dim=(2, 3)))
+        assert seen[1].rows.shape == (5, 8)
+        torch.testing.assert_close(seen[1].rows.mean(dim=0), seen[1].mean)
+        with torch.no_grad():
+            model(x)
+        with pytest.raises(ValueError, match="bn: what it was given is kept only where gradients are recorded"):
+            seen[0].rows  # noqa: B018
 
 
 class Constant(nn.Module):

@@ -39,6 +39,7 @@ class Spy:
     """A term that keeps what it was called with."""
 
     calls: list[Any] = field(default_factory=list)
+    steps: list[Any] = field(default_factory=list)
     rounds: list[Any] = field(default_factory=list)
     needs: ClassVar[tuple[str, ...]] = ()
     uses_student: ClassVar[bool] = False
@@ -52,8 +53,11 @@ class Spy:
         assert state.ndim == 0
         return (views.x**2).sum()
 
-    def end_round(self, state: Any) -> None:
-        self.rounds.append(state)
+    def after_step(self, state: Any) -> None:
+        self.steps.append((state, len(self.calls)))
+
+    def end_round(self, state: Any, views: Views) -> None:
+        self.rounds.append((state, views))
 
 
 # -- best --------------------------------------------------------------------------------------------------------
@@ -152,7 +156,10 @@ def test_descend_is_gradient_descent_by_hand(make_problem: MakeProblem) -> None:
     torch.testing.assert_close(best.x, x.detach())
     assert optimiser.param_groups[0]["lr"] == 0.1  # as it was: a kept optimiser starts its next round from here
     assert len(spy.calls) == 3
-    assert spy.rounds == states
+    assert spy.steps == [(states[0], 1), (states[0], 2), (states[0], 3)]
+    ((state, views),) = spy.rounds
+    assert state is states[0]
+    assert torch.equal(views.images, best.x)  # the images that are kept, not the last ones
 
 
 def test_after_is_called_once_per_step_and_the_view_is_shown(make_problem: MakeProblem) -> None:
