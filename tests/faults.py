@@ -106,8 +106,8 @@ FAULTS = (
     Fault(
         "the adversary is the teacher itself",
         "samplers/ingredients/views.py",
-        "return self._problem.student(self.x)",
-        "return self._problem.teacher(self.x)",
+        "self._student[mode] = self._problem.student(self.x, mode)",
+        "self._student[mode] = self._problem.teacher(self.x, mode)",
         ("tests/samplers/test_generative.py", "tests/samplers/ingredients"),
     ),
     Fault(
