@@ -3,12 +3,15 @@
 Yin et al.: Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion. 2020. arXiv:1912.08795 (the distance to
 the stored BatchNorm statistics). Wang et al.: What Makes a "Good" Data Augmentation in Knowledge Distillation - A
 Statistical Perspective. 2020. arXiv:2012.02909 (the spread of the mean prediction; over batches is this project's
-reading). Changed: distances are in the standard deviations that a layer divides by, so that they compare across layers
-and teachers.
+reading). Frank, Davis: What Makes a Good Dataset for Knowledge Distillation? 2024. arXiv:2411.12817 (the entropy of the
+histogram of classes). Friedman, Dieng: The Vendi Score: A Diversity Evaluation Metric for Machine Learning. 2022.
+arXiv:2210.02410 (how many different rows there are; here of the teacher's last features, by their cosines). Changed:
+distances are in the standard deviations that a layer divides by, so that they compare across layers and teachers.
 """
 
 import math
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,6 +34,9 @@ DIAGNOSTICS: Final[Mapping[str, Metric]] = {
     "mean_prediction_spread": Metric("how much a batch's mean probabilities change from batch to batch", False),
     "batchnorm_shift": Metric("how far the layers' inputs lie from what the teacher has stored", False, "deviations"),
     "batchnorm_gauss": Metric("the same as KL of two normal distributions per channel", False, "nats"),
+    "feature_rank": Metric(
+        "how many rows that differ in direction the teacher's last features amount to", True, "rows"
+    ),
     "pixel_mean": Metric("mean pixel", None, "pixels"),
     "pixel_std": Metric("standard deviation of the pixels", None, "pixels"),
 }
@@ -67,13 +73,14 @@ def diagnose(
     runs = whole(len(x), labelling) if isinstance(labelling, str) else labelling
     if len(x) < 1 or sum(rows for rows, _ in runs) != len(x):
         raise ValueError(f"labelling: expected runs that add up to {len(x)} rows, found {runs!r}")
-    log_p, moments, sizes = _ask(teacher, x, spec, runs, batch)
+    log_p, moments, sizes, features = _ask(teacher, x, spec, runs, batch)
     layers = tuple(moments[place].summary(_eps(teacher, moments[place].name)) for place in sorted(moments))
     pixels = to_pixels(x, spec).double()
     values: dict[str, float | None] = {
         **_predictions(log_p, sizes),
         "batchnorm_shift": sum(layer.shift for layer in layers) / len(layers) if layers else None,
         "batchnorm_gauss": sum(layer.gauss for layer in layers) / len(layers) if layers else None,
+        "feature_rank": None if features is None else _rank(features),
         "pixel_mean": float(pixels.mean()),  # sync
         "pixel_std": float(pixels.std(correction=0)),  # sync
     }
@@ -105,27 +112,40 @@ class _Moments:
 
 def _ask(
     teacher: Probe, x: Tensor, spec: InputSpec, runs: Labelling, batch: int
-) -> tuple[Tensor, dict[int, _Moments], list[int]]:
-    """-> log-probabilities (n, k) float64 in the order asked, moments by place in the call order, batch sizes."""
-    answers, sizes = [], []
+) -> tuple[Tensor, dict[int, _Moments], list[int], Tensor | None]:
+    """-> log-probabilities (n, k) float64 in the order asked, moments by place in the call order, batch sizes, the
+    features (n, d) that the logits are made of."""
+    answers, sizes, features = [], [], list[Tensor]()
     moments: dict[int, _Moments] = {}
     start = 0
-    has_batchnorm = "batchnorm" in teacher.capabilities
-    with teacher.counting("evaluate"), torch.no_grad():
+    with teacher.counting("evaluate"), torch.no_grad(), ExitStack() as blocks:
+        seen = blocks.enter_context(teacher.batchnorm_inputs()) if "batchnorm" in teacher.capabilities else []
+        last = blocks.enter_context(teacher.penultimate()) if "penultimate" in teacher.capabilities else []
         for rows, mode in runs:
             for part in chunks(rows, batch, mixed=mode == "batch"):
                 pixels = to_pixels(x[(start + part).to(x.device)].to(teacher.device), spec)
-                if has_batchnorm:
-                    with teacher.batchnorm_inputs() as seen:
-                        logits = teacher(pixels, mode).logits
-                    for place, entry in enumerate(seen):
-                        moments.setdefault(place, _Moments(entry)).add(entry, len(part))
-                else:
-                    logits = teacher(pixels, mode).logits
+                logits = teacher(pixels, mode).logits
+                for place, entry in enumerate(seen):
+                    moments.setdefault(place, _Moments(entry)).add(entry, len(part))
+                features += [given.flatten(1).double().cpu() for given in last]  # sync
                 answers.append(logits.double().log_softmax(dim=1).cpu())  # sync
                 sizes.append(len(part))
             start += rows
-    return torch.cat(answers), moments, sizes
+    return torch.cat(answers), moments, sizes, torch.cat(features) if features else None
+
+
+def _rank(features: Tensor) -> float | None:
+    """exp of the entropy of the eigenvalues of the rows' cosines over n: n for orthogonal rows, 1 for parallel ones.
+
+    Of the cosines and not of the covariance: features that hardly change are one row here, however they scatter.
+    """
+    if not bool(features.isfinite().all()):
+        return None
+    rows = features / features.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    wide = rows.shape[1] > rows.shape[0]
+    share = torch.linalg.eigvalsh(rows @ rows.T if wide else rows.T @ rows).clamp_min(0.0)
+    total = float(share.sum())  # sync
+    return math.exp(_entropy(share / total)) if total > 0.0 else 1.0  # all features zero: they are all the same
 
 
 def _eps(teacher: Probe, name: str) -> float:

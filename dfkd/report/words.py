@@ -79,6 +79,7 @@ DIAGNOSTICS: dict[str, tuple[str, str]] = {
     "mean_prediction_spread": ("change between batches", "how much a batch's mean probabilities vary"),
     "batchnorm_shift": ("BatchNorm shift", "distance of the batch means from the stored ones, in stored deviations"),
     "batchnorm_gauss": ("BatchNorm divergence", "KL of two normal distributions per channel, in nats"),
+    "feature_rank": ("different rows", "how many different rows the teacher's last features amount to"),
     "pixel_mean": ("pixel mean", "mean pixel"),
     "pixel_std": ("pixel deviation", "standard deviation of the pixels"),
 }

@@ -106,6 +106,40 @@ def test_one_batch_no_batchnorm_and_the_count(plain: Probe, teacher: Probe, spec
         diagnose(plain, X, spec, ((49, "eval"),))
 
 
+def test_feature_rank_equals_the_definition_row_by_row(teacher: Probe, spec: InputSpec) -> None:
+    """The n x n matrix of cosines, entry by entry, whatever the side that the code decomposes."""
+    for n in (50, 70):  # fewer rows than features, and more
+        x = torch.cat([X, X // 2])[:n]
+        with torch.no_grad():
+            rows = teacher.module[:-1](x / 255.0).double().tolist()  # type: ignore[index]  # a Sequential
+
+        def cosine(a: list[float], b: list[float]) -> float:
+            return sum(p * q for p, q in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b))
+
+        gram = np.array([[cosine(a, b) / n for b in rows] for a in rows])
+        expected = math.exp(slow_entropy([v for v in np.linalg.eigvalsh(gram).tolist() if v > 1e-12]))
+        found = diagnose(teacher, x, spec, batch=16).values["feature_rank"]
+        assert found == pytest.approx(expected, rel=1e-6)
+        assert 1.0 < expected < n
+
+
+@pytest.mark.parametrize(("rows", "rank"), [("same", 1.0), ("zero", 1.0), ("orthogonal", 5.0), ("pairs", 2.0)])
+def test_feature_rank_counts_directions(rows: str, rank: float) -> None:
+    """Ten images; the lengths of the rows play no part."""
+    features = {
+        "same": torch.ones(10, 5) * torch.arange(1.0, 11.0)[:, None],
+        "zero": torch.zeros(10, 5),
+        "orthogonal": torch.eye(5).repeat(2, 1) * torch.arange(1.0, 11.0)[:, None],
+        "pairs": torch.eye(5)[[0, 1] * 5],
+    }[rows]
+    head = nn.Linear(5, 3)
+    net = nn.Sequential(nn.Flatten(), head)
+    spec = InputSpec((1, 1, 5), 3, low=0.0, high=10.0)
+    found = diagnose(Probe(net, spec), features[:, None, None, :], spec, batch=4).values["feature_rank"]
+    assert found == pytest.approx(rank, rel=1e-9)
+    assert not head._forward_pre_hooks
+
+
 class Constant(nn.Module):
     """Names class 2, whatever it is shown."""
 
@@ -117,3 +151,4 @@ def test_a_collapsed_bank_has_no_entropy(spec: InputSpec) -> None:
     values = diagnose(Probe(Constant(), spec), X, spec, batch=10).values
     assert (values["histogram_entropy"], values["mean_prediction_entropy"], values["mean_confidence"]) == (0, 0, 1)
     assert values["mean_prediction_spread"] == 0.0
+    assert values["feature_rank"] is None  # no linear layer gives its logits
