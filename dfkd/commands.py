@@ -14,12 +14,12 @@ from torch import nn
 
 from dfkd import config as configuration
 from dfkd import models, runtime
-from dfkd.cells import reference_of
 from dfkd.claim import claimed, keep_manifest, same_models
 from dfkd.config import CompareConfig, DistillConfig, EvaluateConfig, TeacherConfig
 from dfkd.files import make_folder, replace_file
 from dfkd.interfaces import Sampler, is_data_free, sources, walk
 from dfkd.layout import check_layout
+from dfkd.plan import reference_of
 from dfkd.problem import Probe
 from dfkd.registry import SAMPLERS, find
 from dfkd.resolve import load_model, named_in, say, student_of, teacher_of, teacher_spec

@@ -17,7 +17,7 @@ from torch import nn
 
 from dfkd import results, runtime
 from dfkd.about import paper
-from dfkd.cells import Evaluation, Settings, run_folder, score_seed, train_cell
+from dfkd.cells import train_cell
 from dfkd.claim import claimed, keep_manifest, same_models
 from dfkd.engine import Budget, Optimiser
 from dfkd.fidelity import columns
@@ -25,10 +25,12 @@ from dfkd.files import replace_file
 from dfkd.interfaces import Sampler, StudentFactory, default_label, is_data_free, sources
 from dfkd.jobs import run_all
 from dfkd.losses import KL, Objective, combine
+from dfkd.plan import Evaluation, Settings, run_folder
 from dfkd.problem import Probe, Problem, UnsupportedProblem
 from dfkd.results import Line, Summary
 from dfkd.rng import derive
 from dfkd.schemes.offline import make_problem, make_student
+from dfkd.scoring import score_seed
 from dfkd.types import InputSpec, as_device
 
 if TYPE_CHECKING:

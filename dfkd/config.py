@@ -16,11 +16,11 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from dfkd.cells import Evaluation, check_choices, check_plan
 from dfkd.engine import Budget, Optimiser
 from dfkd.interfaces import Sampler, default_label
 from dfkd.losses import Objective, combine
 from dfkd.naming import unknown
+from dfkd.plan import Evaluation, check_choices, check_plan
 from dfkd.registry import LOSSES, SAMPLERS, find
 
 __all__ = [

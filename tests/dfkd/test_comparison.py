@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 import dfkd as package
-from dfkd import Budget, Evaluation, InputSpec, Optimiser, cells
-from dfkd.cells import Settings
+from dfkd import Budget, Evaluation, InputSpec, Optimiser, scoring
 from dfkd.comparison import Comparison, compare
 from dfkd.data import Dataset, ImageSet, load
 from dfkd.fidelity import columns, metrics
+from dfkd.plan import Settings
 from dfkd.problem import Probe
 from samplers import DeepInversion, Gaussian, Mixture, Pooled, Real, Uniform
 
@@ -378,16 +378,16 @@ def test_rows_that_stand_for_all_are_of_every_class(tmp_path: Path, network: Net
     x = y[:, None, None, None].mul(60).expand(-1, 1, 8, 8).to(torch.uint8)
     data = Dataset("sorted", ImageSet(x, y), ImageSet(x, y), SPEC, "")
     settings = Settings(network(), factory, {"uniform": Uniform()}, SPEC, data, evaluate=Evaluation(worst_case_rows=20))
-    (near,) = cells._near(settings, tmp_path, 0)
+    (near,) = scoring._near(settings, tmp_path, 0)
     assert near.y is not None
     assert len(near) == 20
     assert set(near.y.tolist()) == {0, 1, 2, 3}
     assert torch.equal(near.x[:, 0, 0, 0].long(), 60 * near.y)
-    again, other = (cells._near(settings, tmp_path, seed)[0] for seed in (0, 1))
+    again, other = (scoring._near(settings, tmp_path, seed)[0] for seed in (0, 1))
     assert torch.equal(near.x, again.x)
     assert torch.equal(near.x, other.x)
     everything = dataclasses.replace(settings, evaluate=Evaluation(worst_case_rows=120))
-    assert torch.equal(cells._near(everything, tmp_path, 0)[0].x, x)
+    assert torch.equal(scoring._near(everything, tmp_path, 0)[0].x, x)
 
 
 # -- runs without a number ---------------------------------------------------------------------------------------------

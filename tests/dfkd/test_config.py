@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from dfkd import config
-from dfkd.cells import Evaluation
 from dfkd.config import CompareConfig, DistillConfig, EvaluateConfig, TeacherConfig, dump, objective, parse, sampler
 from dfkd.engine import Budget
 from dfkd.interfaces import Sampler
 from dfkd.losses import KL, LogitMSE
+from dfkd.plan import Evaluation
 from dfkd.registry import SAMPLERS, find
 from samplers import Adversarial, DeepInversion, Gaussian, Mixture, Pooled, Real, Uniform
 

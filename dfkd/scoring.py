@@ -1,0 +1,189 @@
+"""Scoring the students of a comparison: all of one seed on the same inputs, beside their controls.
+
+What is found stays in the run's folder: its result lines, and the values row by row that paired tests need.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dfkd import models
+from dfkd.fidelity import columns, metrics
+from dfkd.fidelity.columns import Column
+from dfkd.fidelity.corruptions import corrupted_column, parse_corruption
+from dfkd.fidelity.recalibrate import recalibrated
+from dfkd.fidelity.worst_case import worst_case_column
+from dfkd.files import replace_file, replacing
+from dfkd.interfaces import is_data_free
+from dfkd.plan import Settings, bank_file, read_record, run_folder, some_rows
+from dfkd.problem import Probe
+from dfkd.results import Line, finite
+from dfkd.schemes.offline import make_student
+from dfkd.types import BatchNormMode, as_device, whole
+
+__all__ = ["score_seed"]
+
+
+def score_seed(settings: Settings, folder: Path, seed: int) -> None:
+    """Scores all students of a seed on the same inputs, each column asked of the teacher once, in mode `eval`."""
+    waiting = [label for label in settings.samplers if not (run_folder(folder, label, seed) / "scores.jsonl").exists()]
+    if not waiting:
+        return
+    teacher = Probe(settings.teacher, settings.spec, as_device(settings.device))
+    fixed = [(column, _answers(teacher, column)) for column in _fixed_columns(settings, folder, seed)]
+    shared = teacher.counts["evaluate"]["forward"]
+    for label in waiting:
+        run = run_folder(folder, label, seed)
+        record = read_record(run / "student.json")
+        head = _head(settings, label, record)
+        lines: list[Line] = [head]
+        rows: dict[str, np.ndarray] = {}
+        if record["status"] == "ok":
+            before = teacher.counts["evaluate"]["forward"]
+            lines, rows = _score_student(settings, folder, head, teacher, fixed)
+            asked = head.evaluate_forward + shared + teacher.counts["evaluate"]["forward"] - before
+            for metric, value in record["diagnostics"].items():
+                lines.append(replace(head, evaluation="own_draws", metric=metric, value=finite(value)))
+            lines = [replace(line, evaluate_forward=asked) for line in lines]
+        with replacing(run / "rows.npz") as draft, draft.open("wb") as file:
+            np.savez_compressed(file, **rows)  # type: ignore[arg-type]  # keys are column names
+        replace_file(run / "scores.jsonl", "".join(line.to_json() + "\n" for line in lines).encode())
+
+
+def _score_student(
+    settings: Settings, folder: Path, head: Line, teacher: Probe, fixed: list[tuple[Column, Tensor]]
+) -> tuple[list[Line], dict[str, np.ndarray]]:
+    """The lines of one student and its values row by row. A column without a number is a line that says why."""
+    student, control = (_scored(settings, folder, head.sampler, head.seed, name) for name in ("student", "control"))
+    assert student is not None  # its record says that it finished
+    mode: BatchNormMode = "batch" if settings.student_score == "batch" else "eval"
+    lines: list[Line] = []
+    rows: dict[str, np.ndarray] = {}
+    near = _near(settings, folder, head.seed)
+    if not (_gives_input_gradients(teacher) and _gives_input_gradients(student)):
+        names = [f"worst_case@{epsilon:g}" for _ in near for epsilon in settings.evaluate.epsilons]
+        lines += [replace(head, evaluation=name, status="unsupported") for name in names]
+        near = []
+    worst = (
+        (column, _answers(teacher, column)) for column in _worst_cases(settings, near, head.seed, teacher, student)
+    )
+    for column, teacher_logits in chain(fixed, worst):
+        logits = columns.logits(student, column.x, settings.spec, mode)
+        if not bool(logits.isfinite().all()):
+            lines.append(replace(head, evaluation=column.name, status="diverged"))
+            continue
+        control_logits = None
+        if control is not None and column.kind != "worst_case":  # searched against this student, easy for any other
+            control_logits = columns.logits(control, column.x, settings.spec, mode)
+            if not bool(control_logits.isfinite().all()):
+                control_logits = None
+        found = metrics.score(logits, teacher_logits, column.y, control_logits)
+        lines += [replace(head, evaluation=column.name, metric=m, value=finite(v)) for m, v in found.items()]
+        rowwise = metrics.rowwise(logits, teacher_logits, column.y)
+        rows |= {f"{metric}|{column.name}": rowwise[metric].float().numpy() for metric in ("agreement", "kl")}
+    return lines, rows
+
+
+def _gives_input_gradients(probe: Probe) -> bool:
+    with probe.frozen():  # else gradients of its parameters are taken for the input's
+        return "input_grad" in probe.capabilities
+
+
+def _answers(teacher: Probe, column: Column) -> Tensor:
+    """The teacher's logits; ValueError where there is nothing to compare a student with."""
+    logits = columns.logits(teacher, column.x, teacher.spec)
+    if not bool(logits.isfinite().all()):
+        raise ValueError(f"teacher: expected finite logits on the column {column.name!r}, found NaN or infinity")
+    return logits
+
+
+def _fixed_columns(settings: Settings, folder: Path, seed: int) -> Iterator[Column]:
+    """The columns that are the same inputs for every student of a seed."""
+    wanted, data = settings.evaluate.columns, settings.data
+    if data is not None:
+        test = columns.test_column(data.test.x, data.test.y)
+        if "test" in wanted:
+            yield test
+        if "corrupted" in wanted:
+            for corruption in settings.evaluate.corruptions:
+                yield corrupted_column(test, *parse_corruption(corruption), seed=0)
+    if "uniform" in wanted:
+        yield columns.uniform_column(settings.spec, settings.evaluate.rows, seed=0)
+    if "draws" in wanted:
+        for label in settings.samplers:
+            yield from _bank(folder, label, seed)
+
+
+def _near(settings: Settings, folder: Path, seed: int) -> list[Column]:
+    """The images that worst cases are searched around: of the test set, or of a sampler; none or one column."""
+    evaluate, data = settings.evaluate, settings.data
+    if "worst_case" not in evaluate.columns:
+        return []
+    if evaluate.worst_case_around != "test":
+        starts = list(_bank(folder, evaluate.worst_case_around, seed))
+    else:
+        starts = [] if data is None else [columns.test_column(data.test.x, data.test.y)]
+    near = []
+    for start in starts:
+        few = some_rows(len(start), evaluate.worst_case_rows).to(start.x.device)
+        near.append(columns.test_column(start.x[few], None if start.y is None else start.y[few]))
+    return near
+
+
+def _worst_cases(settings: Settings, near: list[Column], seed: int, teacher: Probe, student: Probe) -> Iterator[Column]:
+    """Inputs near the given ones on which this student disagrees most."""
+    evaluate = settings.evaluate
+    for start in near:
+        for epsilon in evaluate.epsilons:
+            yield worst_case_column(
+                teacher, student, start, epsilon, seed, evaluate.worst_case_steps, evaluate.worst_case_restarts
+            )
+
+
+def _bank(folder: Path, label: str, seed: int) -> Iterator[Column]:
+    """What a sampler drew when its run was done; nothing where the run did not finish."""
+    file = bank_file(folder, label, seed)
+    if file.exists():
+        try:
+            x = load_file(file)["x"]
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"{file}: cannot be read as a bank of images ({error})") from error
+        yield Column(f"draws of {label}", x, None, whole(len(x), "eval"), "draws")
+
+
+def _head(settings: Settings, label: str, record: Mapping[str, Any]) -> Line:
+    """What every result line of a run says of it; alone, that there is no number."""
+    return Line(
+        sampler=label,
+        kind=settings.samplers[label].name,
+        data_free=is_data_free(settings.samplers[label]),
+        seed=record["seed"],
+        evaluation="test" if settings.data is not None else f"draws of {label}",  # without data nothing is a test
+        metric="agreement",
+        value=None,
+        status=record["status"],
+        labelling=record.get("labelling", "eval"),
+        student_train=settings.student_train,
+        student_batchnorm=settings.student_score,
+        **record.get("costs", {"steps": 0, "teacher_images": 0, "seconds": 0.0}),
+    )
+
+
+def _scored(settings: Settings, folder: Path, label: str, seed: int, name: str) -> Probe | None:
+    """A saved student, in the BatchNorm mode it is scored in; None where there is none that finished."""
+    run = run_folder(folder, label, seed)
+    record = run / f"{name}.json"
+    if not record.exists() or read_record(record)["status"] != "ok":
+        return None
+    module = models.load(run / f"{name}.safetensors", model=make_student(settings.student, settings.spec, seed))
+    if settings.student_score == "recalibrated":
+        for bank in _bank(folder, label, seed):
+            module = recalibrated(module, bank.x, settings.spec)
+    return Probe(module, settings.spec, as_device(settings.device), name)
