@@ -55,6 +55,21 @@ def compare(
 
 
 @app.command()
+def scout(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEACHER] [FILE.yaml] [KEY=VALUE]...", help="weights or `digits`, and settings"),
+    ] = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Rank samplers for a teacher in seconds, from what it says of their images; no student is trained."""
+    from dfkd import commands
+
+    commands.scout(words or [], dry_run, as_json)
+
+
+@app.command()
 def distill(words: Words = None, out: Out = None, dry_run: DryRun = False) -> None:
     """Train one student from a teacher on one sampler, and save it."""
     from dfkd import commands

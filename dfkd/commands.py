@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import nn
 from dfkd import config as configuration
 from dfkd import models, runtime
 from dfkd.claim import claimed, keep_manifest, same_models
-from dfkd.config import CompareConfig, DistillConfig, EvaluateConfig, TeacherConfig
+from dfkd.config import CompareConfig, DistillConfig, EvaluateConfig, ScoutConfig, TeacherConfig
 from dfkd.files import make_folder, replace_file
 from dfkd.interfaces import Sampler, is_data_free, sources, walk
 from dfkd.layout import check_layout
@@ -25,7 +25,7 @@ from dfkd.registry import SAMPLERS, find
 from dfkd.resolve import load_model, named_in, say, student_of, teacher_of, teacher_spec
 from dfkd.types import InputSpec, as_device
 
-__all__ = ["compare", "distill", "evaluate", "report", "teach"]
+__all__ = ["compare", "distill", "evaluate", "report", "scout", "teach"]
 
 
 # -- compare -----------------------------------------------------------------------------------------------------------
@@ -126,6 +126,55 @@ def _packaged(name: str) -> dict[str, Any]:
 
 def _print_yaml(settings: Mapping[str, Any]) -> None:
     print(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), end="")
+
+
+# -- scout -------------------------------------------------------------------------------------------------------------
+
+
+def scout(words: list[str], dry_run: bool, as_json: bool) -> None:
+    """`dfkd scout`: a ranking of samplers before any student is trained."""
+    check_layout()
+    settings = configuration.read_settings(_with_teacher(words))
+    settings = _without_others(settings, ScoutConfig, CompareConfig)
+    settings.setdefault("student", _same_model(settings.get("teacher")))
+    config: ScoutConfig = configuration.parse(ScoutConfig, settings)
+    left: dict[str, str] = {}
+    if not config.samplers:
+        from dfkd.candidates import candidates
+
+        made, left = candidates(config.teacher.data, config.teacher.size)
+        config = replace(config, samplers=made)
+    if dry_run:
+        _print_yaml(configuration.dump(config))
+        return
+    from dfkd.scout import Scouted, table
+    from dfkd.scout import scout as run
+
+    as_device(config.device)
+    spec = teacher_spec(config.teacher, "teacher")
+    student = student_of(config.student, spec)
+    teacher = teacher_of(config.teacher, None, "teacher", config.device)
+    found = run(teacher, student, config.samplers, spec=spec, settings=config.draws, device=config.device)
+    found += [Scouted(name, reason=reason) for name, reason in left.items()]
+    print(json.dumps([one.plain() for one in found]) if as_json else table(found))
+
+
+def _with_teacher(words: list[str]) -> list[str]:
+    """The words with a teacher that stands alone, a weights file or `digits`, as the setting that it is."""
+    first = words[0] if words else ""
+    if first == "digits" and not Path(first).exists():
+        return [f"teacher={json.dumps(_packaged('demo.yaml')['teacher'])}", *words[1:]]
+    named = "=" not in first and Path(first).suffix in (".safetensors", ".pt", ".pth", ".th")
+    return [f"teacher={json.dumps(first)}", *words[1:]] if named else words
+
+
+def _without_others(settings: Mapping[str, Any], own: type, other: type) -> dict[str, Any]:
+    """Without the settings of another command, so that its file can be read; which they are is said."""
+    extra = {f.name for f in fields(other)} - {f.name for f in fields(own)}
+    unused = [key for key in settings if key in extra]
+    if unused:
+        say(f"not used here: {', '.join(unused)}")
+    return {key: value for key, value in settings.items() if key not in extra}
 
 
 # -- distill -----------------------------------------------------------------------------------------------------------
@@ -306,7 +355,11 @@ def _scores(module: nn.Module, data: str, size: int | None, batch: int, device: 
     from dfkd.data import load
     from dfkd.evaluate import evaluate as score
 
-    return dict(score(module, load(data, size=size), batch=batch, device=device))
+    bar = runtime.Bar("evaluate", True)
+    try:
+        return dict(score(module, load(data, size=size), batch=batch, device=device, advance=bar.update))
+    finally:
+        bar.close()
 
 
 def _print_scores(scores: Mapping[str, Any], as_json: bool) -> None:

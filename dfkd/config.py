@@ -22,11 +22,13 @@ from dfkd.losses import Objective, combine
 from dfkd.naming import unknown
 from dfkd.plan import Evaluation, check_choices, check_plan
 from dfkd.registry import LOSSES, SAMPLERS, find
+from dfkd.scout import Settings as ScoutSettings
 
 __all__ = [
     "CompareConfig",
     "DistillConfig",
     "EvaluateConfig",
+    "ScoutConfig",
     "StudentConfig",
     "TeacherConfig",
     "dump",
@@ -127,6 +129,20 @@ class DistillConfig:
     def __post_init__(self) -> None:
         objective(self.objective)
         check_choices(self)
+
+
+@dataclass(frozen=True)
+class ScoutConfig:
+    """The settings of `dfkd scout`: a teacher and an untrained student as for distill, samplers as for compare.
+
+    samplers: those to rank; none named, all that there are. draws: how many rows are looked at.
+    """
+
+    teacher: TeacherConfig
+    student: StudentConfig
+    samplers: dict[str, Sampler] = field(default_factory=dict)
+    draws: ScoutSettings = ScoutSettings()
+    device: str | None = None
 
 
 @dataclass(frozen=True)

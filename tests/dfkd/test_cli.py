@@ -64,11 +64,11 @@ def test_without_words_it_says_what_there_is(run: Command) -> None:
         said = run(*words)
         assert said.status == 0
         assert said.err == ""
-        for command in ("compare", "distill", "teach", "evaluate", "report", "list"):
+        for command in ("compare", "scout", "distill", "teach", "evaluate", "report", "list"):
             assert f"\n  {command} " in said.out
 
 
-@pytest.mark.parametrize("command", ["compare", "distill", "teach", "evaluate", "report", "list"])
+@pytest.mark.parametrize("command", ["compare", "scout", "distill", "teach", "evaluate", "report", "list"])
 def test_every_command_has_help(run: Command, command: str) -> None:
     said = run(command, "--help")
     assert (said.status, said.err) == (0, "")
@@ -258,4 +258,4 @@ def test_how_pixels_are_normalised_is_printed(
 
 def test_the_commands_are_the_ones_that_are_known() -> None:
     names = [command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback]
-    assert names == ["compare", "distill", "teach", "evaluate", "report", "list"]
+    assert names == ["compare", "scout", "distill", "teach", "evaluate", "report", "list"]
