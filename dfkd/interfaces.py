@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -10,13 +11,16 @@ from dfkd.problem import Problem
 from dfkd.types import Batch, Outputs
 
 __all__ = [
+    "HasPreset",
     "Loss",
+    "Preset",
     "Sampler",
     "State",
     "StudentFactory",
     "default_label",
     "is_data_free",
     "parts",
+    "preset_of",
     "sources",
     "walk",
 ]
@@ -56,6 +60,28 @@ class Sampler(Protocol):
 
     def observe(self, state: Any, batch: Batch, loss: Tensor) -> None:
         """The student's loss per row (n,), detached, after the step on this batch."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How a recipe's authors train the student: what belongs to the method beside the inputs.
+
+    objective: losses by name with `weight` and options, as in YAML. optimiser: the fields of dfkd.schedule.Optimiser
+    that differ from its defaults. batch: rows per step. steps: student updates, None where none are published.
+    """
+
+    objective: dict[str, Any]
+    optimiser: dict[str, Any]
+    batch: int
+    steps: int | None
+
+
+@runtime_checkable
+class HasPreset(Protocol):
+    """A recipe that says how its student is trained where the user does not."""
+
+    @property
+    def preset(self) -> Preset: ...
 
 
 class Loss(Protocol):
@@ -104,6 +130,11 @@ def walk(sampler: Sampler) -> Iterator[Sampler]:
         yield from walk(part)
 
 
+def preset_of(sampler: Sampler) -> Preset | None:
+    """The published training of the first part that has one, the sampler itself first; None where no part has."""
+    return next((part.preset for part in walk(sampler) if isinstance(part, HasPreset)), None)
+
+
 def default_label(sampler: Sampler) -> str:
     """Its name and the names of its parts: adversarial-pooled-deep_inversion."""
     return "-".join(part.name for part in walk(sampler))
@@ -116,4 +147,5 @@ def is_data_free(sampler: Sampler) -> bool:
 
 def sources(sampler: Sampler) -> list[str]:
     """What data its parts name, for the manifest; empty when it is data-free."""
-    return [str(getattr(part, "data", part.name)) for part in walk(sampler) if not part.data_free]
+    named = [getattr(part, "data", getattr(part, "image", part.name)) for part in walk(sampler) if not part.data_free]
+    return [str(source) for source in named]

@@ -16,7 +16,7 @@ from dfkd.naming import unknown
 __all__ = ["OPTIMISERS", "SCHEDULES", "Budget", "Optimiser"]
 
 OPTIMISERS = ("sgd", "adamw")
-SCHEDULES = ("cosine", "one_cycle", "constant")
+SCHEDULES = ("cosine", "one_cycle", "constant", "steps")
 
 _START, _END = 1 / 25, 1e-4 / 25  # of the peak: where one cycle begins and ends
 _RISE = 0.3  # of the run: how long one cycle rises, unless `warmup` says
@@ -69,9 +69,10 @@ class Budget:
 class Optimiser:
     """name: `sgd` or `adamw`. learning_rate: the peak, > 0. momentum: of sgd, in [0, 1). nesterov: of sgd.
 
-    weight_decay: >= 0, on all parameters. schedule: `cosine` (to 0), `one_cycle`, `constant`. warmup: fraction of the
-    run in [0, 1) over which the rate rises linearly; for `one_cycle` the part it rises in (0: 0.3). clip: largest
-    gradient norm, > 0, or None.
+    weight_decay: >= 0, on all parameters. schedule: `cosine` (to 0), `one_cycle`, `constant`, `steps`. milestones:
+    fractions of the run, rising, in (0, 1), from each of which on `steps` multiplies the rate by `decay`, in (0, 1).
+    warmup: fraction of the run in [0, 1) over which the rate rises linearly; for `one_cycle` the part it rises in (0:
+    0.3). clip: largest gradient norm, > 0, or None.
     """
 
     name: str = "sgd"
@@ -80,6 +81,8 @@ class Optimiser:
     nesterov: bool = False
     weight_decay: float = 5e-4
     schedule: str = "cosine"
+    milestones: tuple[float, ...] = ()
+    decay: float = 0.1
     warmup: float = 0.0
     clip: float | None = None
 
@@ -94,6 +97,8 @@ class Optimiser:
         _number("warmup", self.warmup, below=1.0)
         if self.clip is not None:
             _number("clip", self.clip, above=0.0)
+        check_milestones(self.schedule, self.milestones)
+        _number("decay", self.decay, above=0.0, below=1.0)
         if self.nesterov and self.momentum == 0.0:
             raise ValueError("nesterov: expected a momentum > 0 with it, found 0.0")
 
@@ -121,7 +126,19 @@ class Optimiser:
             return self.learning_rate * (0.01 + 0.99 * progress / self.warmup)
         if self.schedule == "constant":
             return self.learning_rate
+        if self.schedule == "steps":
+            return self.learning_rate * self.decay ** sum(progress >= milestone for milestone in self.milestones)
         return self.learning_rate * _between(1.0, 0.0, (progress - self.warmup) / (1.0 - self.warmup))
+
+
+def check_milestones(schedule: str, milestones: tuple[float, ...]) -> None:
+    """Fractions of the run, rising, in (0, 1): some with `steps`, none without."""
+    if (schedule == "steps") != bool(milestones):
+        wanted = "fractions of the run, such as (0.5, 0.75), with" if schedule == "steps" else "none without"
+        raise ValueError(f"milestones: expected {wanted} schedule steps, found {milestones!r}")
+    for before, after in zip((0.0, *milestones), (*milestones, 1.0), strict=True):
+        if not before < after:
+            raise ValueError(f"milestones: expected rising numbers in (0, 1), found {milestones!r}")
 
 
 def _between(start: float, end: float, fraction: float) -> float:

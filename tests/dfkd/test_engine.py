@@ -392,6 +392,19 @@ def test_warm_up_rises_linearly_and_joins_the_schedule() -> None:
     assert optimiser.rate(0.6) == pytest.approx(0.5)
 
 
+def test_steps_are_torchs_own() -> None:
+    parameter, steps = nn.Parameter(torch.zeros(1)), 500
+    theirs = torch.optim.SGD([parameter], lr=0.3)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(theirs, milestones=[100, 200], gamma=0.1)
+    ours = Optimiser(learning_rate=0.3, schedule="steps", milestones=(0.2, 0.4))
+    for step in range(steps):
+        assert ours.rate(step / steps) == pytest.approx(theirs.param_groups[0]["lr"])
+        theirs.step()
+        schedule.step()
+    assert ours.rate(1.0) == pytest.approx(0.003)
+    assert Optimiser(learning_rate=1.0, schedule="steps", milestones=(0.5,), decay=0.25).rate(0.5) == 0.25
+
+
 def test_one_cycle_is_torchs_own() -> None:
     parameter, steps = nn.Parameter(torch.zeros(1)), 100
     theirs = torch.optim.SGD([parameter], lr=0.1)
@@ -528,6 +541,12 @@ def test_sigterm_ends_the_run_without_a_checkpoint_too() -> None:
         (lambda: Optimiser(momentum=0.0, nesterov=True), "nesterov: expected a momentum > 0"),
         (lambda: Optimiser(weight_decay=-1.0), "weight_decay: expected a number >= 0, found -1.0"),
         (lambda: Optimiser(warmup=1.0), "warmup: expected a number >= 0 and < 1, found 1.0"),
+        (lambda: Optimiser(schedule="steps"), r"milestones: expected fractions of the run, such as .* found \(\)"),
+        (lambda: Optimiser(milestones=(0.5,)), r"milestones: expected none without schedule steps, found \(0.5,\)"),
+        (lambda: Optimiser(schedule="steps", milestones=(0.5, 0.5)), "milestones: expected rising numbers in"),
+        (lambda: Optimiser(schedule="steps", milestones=(0.5, 1.0)), "milestones: expected rising numbers in"),
+        (lambda: Optimiser(schedule="steps", milestones=(0.0, 0.5)), "milestones: expected rising numbers in"),
+        (lambda: Optimiser(schedule="steps", milestones=(0.5,), decay=1.0), "decay: expected a number > 0 and < 1"),
         (lambda: Optimiser(clip=0.0), "clip: expected a number > 0, found 0.0"),
     ],
 )
