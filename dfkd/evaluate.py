@@ -4,6 +4,7 @@ Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks. 2017. ar
 calibration error, with 10 bins of equal width: the one that comparisons give too.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,11 +20,16 @@ __all__ = ["evaluate", "scores"]
 
 
 def evaluate(
-    model: nn.Module, dataset: "Dataset", batch: int = 500, device: torch.device | str | None = None
+    model: nn.Module,
+    dataset: "Dataset",
+    batch: int = 500,
+    device: torch.device | str | None = None,
+    advance: Callable[[float], None] | None = None,
 ) -> dict[str, float | int]:
     """On the rows to test on: accuracy and ece in [0, 1], nll in nats, and how many rows.
 
-    The model takes pixels and is asked in evaluation mode; its modes are put back afterwards.
+    The model takes pixels and is asked in evaluation mode; its modes are put back afterwards. advance: told
+    what part of the rows is done.
     """
     if batch < 1:
         raise ValueError(f"batch: expected an integer >= 1, found {batch!r}")
@@ -38,6 +44,8 @@ def evaluate(
             for start in range(0, len(test), batch):
                 x = test.pixels(slice(start, start + batch), dataset.spec)
                 logits.append(model(x.to(device)).float())
+                if advance is not None:
+                    advance(min(1.0, (start + batch) / len(test)))
     finally:
         for part, mode in training.items():
             part.training = mode

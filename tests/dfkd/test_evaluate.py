@@ -86,3 +86,9 @@ def test_needs_labels_in_range() -> None:
         scores(LOGITS[:, :4], Y)
     with pytest.raises(ValueError, match="batch: expected an integer >= 1, found 0"):
         evaluate(model, DATA, batch=0)
+
+
+def test_says_how_far_it_is() -> None:
+    told: list[float] = []
+    evaluate(build("digits_cnn", InputSpec((1, 8, 8), 5)), DATA, batch=100, advance=told.append)
+    assert told == [100 / 203, 200 / 203, 1.0]
