@@ -4,26 +4,36 @@ from .adversarial import Adversarial
 from .augmented import Augmented
 from .balanced import Balanced
 from .cutmix import CutMix
+from .dead_leaves import DeadLeaves
 from .deep_inversion import DeepInversion
 from .generative import Generative
 from .mixture import Mixture
 from .mixup import Mixup
 from .noise import Gaussian, Smoothed, Uniform
+from .one_image import OneImage
+from .out_of_domain import OutOfDomain
 from .pooled import Pooled
 from .real import Real
+from .shader import Shader
+from .spectrum import Spectrum
 
 __all__ = [
     "Adversarial",
     "Augmented",
     "Balanced",
     "CutMix",
+    "DeadLeaves",
     "DeepInversion",
     "Gaussian",
     "Generative",
     "Mixture",
     "Mixup",
+    "OneImage",
+    "OutOfDomain",
     "Pooled",
     "Real",
+    "Shader",
     "Smoothed",
+    "Spectrum",
     "Uniform",
 ]

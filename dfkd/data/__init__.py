@@ -2,5 +2,15 @@
 
 from .load import SOURCES, load
 from .sets import Dataset, ImageSet
+from .unlabelled import PICTURES, fingerprint, read_picture, read_unlabelled
 
-__all__ = ["SOURCES", "Dataset", "ImageSet", "load"]
+__all__ = [
+    "PICTURES",
+    "SOURCES",
+    "Dataset",
+    "ImageSet",
+    "fingerprint",
+    "load",
+    "read_picture",
+    "read_unlabelled",
+]

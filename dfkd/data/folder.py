@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .arrays import Splits, stratified
 
-__all__ = ["read_folder"]
+__all__ = ["SUFFIXES", "open_picture", "read_folder"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 TEST_SHARE = 0.2
@@ -27,7 +27,7 @@ def read_folder(root: Path, size: int | None) -> Splits:
     else:
         classes = _classes(root)
         found = [_files(root, classes)]
-    pictures = [[_open(path, size) for path, _ in files] for files in found]
+    pictures = [[open_picture(path, size) for path, _ in files] for files in found]
     grey = all(picture.ndim == 2 for part in pictures for picture in part)
     images = [_stack(part, [path for path, _ in files], grey) for part, files in zip(pictures, found, strict=True)]
     labels = [torch.tensor([label for _, label in files]) for files in found]
@@ -66,13 +66,13 @@ def _files(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
     return files
 
 
-def _open(path: Path, size: int | None) -> np.ndarray:
-    """(h, w) where the file is grey, else (h, w, 3)."""
+def open_picture(path: Path, size: int | None = None, argument: str = "data") -> np.ndarray:
+    """(h, w) where the file is grey, else (h, w, 3); an error names the argument that named the file."""
     try:
         with Image.open(path) as file:
             picture: Image.Image = file.convert("L" if file.mode in ("1", "L", "I;16") else "RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"data: {path} is not a readable image ({error})") from None
+        raise ValueError(f"{argument}: {path} is not a readable image ({error})") from None
     if size is not None and picture.size != (size, size):
         picture = picture.resize((size, size), Image.Resampling.BILINEAR)  # Pillow's is antialiased
     return np.asarray(picture)

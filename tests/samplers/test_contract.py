@@ -30,14 +30,19 @@ from samplers import (
     Augmented,
     Balanced,
     CutMix,
+    DeadLeaves,
     DeepInversion,
     Gaussian,
     Generative,
     Mixture,
     Mixup,
+    OneImage,
+    OutOfDomain,
     Pooled,
     Real,
+    Shader,
     Smoothed,
+    Spectrum,
     Uniform,
 )
 
@@ -53,6 +58,14 @@ ROWS: dict[str, Sampler] = {
     "uniform_eval": Uniform(labelling="eval"),
     "gaussian": Gaussian(mean=0.3, std=0.5),
     "smoothed": Smoothed(sigma=2.0),
+    "dead_leaves": DeadLeaves(),
+    "dead_leaves_discs": DeadLeaves(shape="disc", least=0.2, cap=20, labelling="batch"),
+    "spectrum": Spectrum(),
+    "shader": Shader(),
+    "shader_short": Shader(layers=(1, 1), contrast=1.0),
+    "one_image": OneImage(),
+    "out_of_domain": OutOfDomain("digits", limit=60),
+    "out_of_domain_kept": OutOfDomain("digits", keep=30, limit=60),
     "mixup": Mixup(Real(), alpha=0.3),
     "mixup_noise": Mixup(Uniform()),
     "cutmix": CutMix(Real(), alpha=0.5),
@@ -68,7 +81,13 @@ ROWS: dict[str, Sampler] = {
     "augmented": Augmented(Real(), crop=2, flip=True, roll=1),
     "balanced": Balanced(Real(), multiple=3),
     "balanced_noise": Balanced(Uniform(), multiple=2),
+    "balanced_leaves": Balanced(DeadLeaves(), multiple=2),
+    "balanced_spectrum": Balanced(Spectrum(), multiple=2),
+    "balanced_shader": Balanced(Shader(), multiple=2),
+    "balanced_one_image": Balanced(OneImage(), multiple=2),
+    "balanced_elsewhere": Balanced(OutOfDomain("digits", limit=60), multiple=2),
     # composites of composites
+    "mixture_images": Mixture((Shader(), CutMix(OneImage()), Pooled(DeadLeaves(), round=6, every=None))),
     "adversarial_pooled": Adversarial(Pooled(INVERSION, round=6, every=2), steps=2, fraction=0.5),
     "mixture_three": Mixture((Uniform(), Mixup(Real()), Pooled(GENERATIVE, round=6, every=2)), weights=(2.0, 1.0, 1.0)),
     "mixture_nested": Mixture((Mixture((Real(), Gaussian())), Pooled(Real(), round=6), Smoothed())),
@@ -82,7 +101,19 @@ ROWS: dict[str, Sampler] = {
     "augmented_mixture": Augmented(Mixture((Uniform(), Real()))),
     "mixup_pooled": Mixup(Pooled(Balanced(Real()), round=6, every=2)),
 }
-COLOUR = ("uniform", "smoothed", "generative", "deep_inversion", "pooled_adversarial", "balanced_augmented")
+COLOUR = (
+    "dead_leaves",
+    "spectrum",
+    "shader",
+    "one_image",
+    "out_of_domain",
+    "uniform",
+    "smoothed",
+    "generative",
+    "deep_inversion",
+    "pooled_adversarial",
+    "balanced_augmented",
+)
 SIZES = (7, 1, 20)
 
 GPU = torch.cuda.is_available()
@@ -192,7 +223,9 @@ def test_draws_images_of_the_spec(row: str, box: str, make_problem: MakeProblem)
 # which of y, target and source a row's batches carry; the others are None
 HAVE_Y = "real real_test mixup cutmix adversarial_all pooled_random augmented balanced mixup_pooled pooled_mixture"
 HAVE_TARGET = "deep_inversion deep_inversion_adaptive pooled adversarial_pooled"
-HAVE_SOURCE = "mixture mixture_three mixture_nested mixture_equal pooled_mixture adversarial_modes augmented_mixture"
+HAVE_SOURCE = (
+    "mixture mixture_images mixture_three mixture_nested mixture_equal pooled_mixture adversarial_modes augmented_mixture"
+)
 
 
 @each_row
@@ -423,7 +456,19 @@ def test_counts_every_image(row: str, make_problem: MakeProblem) -> None:
         assert counted == {"forward": tally.forwards, "backward": tally.backwards}
 
 
-CARRIES = ("pooled", "pooled_random", "balanced", "balanced_augmented", "pooled_mixture", "pooled_pooled")
+CARRIES = (
+    "balanced_leaves",
+    "balanced_spectrum",
+    "balanced_shader",
+    "balanced_one_image",
+    "balanced_elsewhere",
+    "pooled",
+    "pooled_random",
+    "balanced",
+    "balanced_augmented",
+    "pooled_mixture",
+    "pooled_pooled",
+)
 
 
 @each_row
@@ -490,7 +535,7 @@ def test_reads_no_data_but_what_it_names() -> None:
     said = dict(line.split(" ", 1) for line in done.stdout.splitlines())
     assert said.keys() == ROWS.keys()
     for row, sampler in ROWS.items():
-        expected = "drawn" if not any(isinstance(part, Real) for part in walk(sampler)) else "closed: dfkd.data"
+        expected = "drawn" if all(part.data_free for part in walk(sampler)) else "closed: dfkd.data"
         assert said[row] == expected, row
         assert is_data_free(sampler) == (expected == "drawn")
 
