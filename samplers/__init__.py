@@ -6,6 +6,7 @@ from .balanced import Balanced
 from .cutmix import CutMix
 from .dead_leaves import DeadLeaves
 from .deep_inversion import DeepInversion
+from .energy import Energy
 from .generative import Generative
 from .mixture import Mixture
 from .mixup import Mixup
@@ -14,6 +15,7 @@ from .one_image import OneImage
 from .out_of_domain import OutOfDomain
 from .pooled import Pooled
 from .real import Real
+from .robust import Robust
 from .shader import Shader
 from .spectrum import Spectrum
 
@@ -24,6 +26,7 @@ __all__ = [
     "CutMix",
     "DeadLeaves",
     "DeepInversion",
+    "Energy",
     "Gaussian",
     "Generative",
     "Mixture",
@@ -32,6 +35,7 @@ __all__ = [
     "OutOfDomain",
     "Pooled",
     "Real",
+    "Robust",
     "Shader",
     "Smoothed",
     "Spectrum",

@@ -32,6 +32,7 @@ from samplers import (
     CutMix,
     DeadLeaves,
     DeepInversion,
+    Energy,
     Gaussian,
     Generative,
     Mixture,
@@ -40,6 +41,7 @@ from samplers import (
     OutOfDomain,
     Pooled,
     Real,
+    Robust,
     Shader,
     Smoothed,
     Spectrum,
@@ -81,6 +83,10 @@ ROWS: dict[str, Sampler] = {
     "augmented": Augmented(Real(), crop=2, flip=True, roll=1),
     "balanced": Balanced(Real(), multiple=3),
     "balanced_noise": Balanced(Uniform(), multiple=2),
+    "energy": Energy(steps=3, buffer=32, batch=8),
+    "energy_class": Energy(steps=2, buffer=21, batch=8, class_conditional=True, batchnorm="auto", total_variation=0.1),
+    "energy_metropolis": Energy(steps=2, step=0.01, noise=0.1, buffer=16, batch=8, metropolis=True),
+    "robust": Robust((Uniform(), Real()), rate=0.1, floor=0.1),
     "balanced_leaves": Balanced(DeadLeaves(), multiple=2),
     "balanced_spectrum": Balanced(Spectrum(), multiple=2),
     "balanced_shader": Balanced(Shader(), multiple=2),
@@ -99,6 +105,8 @@ ROWS: dict[str, Sampler] = {
     "adversarial_modes": Adversarial(Mixture((Uniform(), Real(), Gaussian())), steps=1, fraction=0.7),
     "cutmix_generative": CutMix(GENERATIVE),
     "augmented_mixture": Augmented(Mixture((Uniform(), Real()))),
+    "robust_nested": Robust((Robust((Real(), Gaussian())), Pooled(Energy(steps=1, buffer=8, batch=8), round=6))),
+    "adversarial_robust": Adversarial(Robust((Real(), Smoothed())), steps=1),
     "mixup_pooled": Mixup(Pooled(Balanced(Real()), round=6, every=2)),
 }
 COLOUR = (
@@ -222,9 +230,10 @@ def test_draws_images_of_the_spec(row: str, box: str, make_problem: MakeProblem)
 
 # which of y, target and source a row's batches carry; the others are None
 HAVE_Y = "real real_test mixup cutmix adversarial_all pooled_random augmented balanced mixup_pooled pooled_mixture"
-HAVE_TARGET = "deep_inversion deep_inversion_adaptive pooled adversarial_pooled"
+HAVE_TARGET = "deep_inversion deep_inversion_adaptive pooled adversarial_pooled energy_class"
 HAVE_SOURCE = (
-    "mixture mixture_images mixture_three mixture_nested mixture_equal pooled_mixture adversarial_modes augmented_mixture"
+    "mixture mixture_images mixture_three mixture_nested mixture_equal pooled_mixture adversarial_modes augmented_mixture "
+    "robust robust_nested adversarial_robust"
 )
 
 
@@ -320,7 +329,9 @@ ALONE = [row for row, sampler in ROWS.items() if not any(part.uses_student for p
 
 
 def test_most_samplers_need_no_student() -> None:
-    assert set(ROWS) - set(ALONE) == {row for row in ROWS if re.search("adversarial|adaptive|generative|three", row)}
+    assert set(ROWS) - set(ALONE) == {
+        row for row in ROWS if re.search("adversarial|adaptive|generative|three|energy|robust", row)
+    }
 
 
 @pytest.mark.parametrize("row", ALONE)
@@ -584,7 +595,7 @@ def test_composites_refuse_what_is_no_sampler(name: str) -> None:
     kind = find("sampler", name, SAMPLERS)
     for wrong in ("uniform", 3):
         with pytest.raises(ValueError, match=r"^(base|samplers(\.0)?): expected .*sampler"):
-            kind((wrong, wrong) if name == "mixture" else wrong)
+            kind((wrong, wrong) if name in ("mixture", "robust") else wrong)
 
 
 # -- the source ----------------------------------------------------------------------------------------------------
@@ -643,7 +654,9 @@ def test_on_a_gpu(row: str, make_problem: MakeProblem) -> None:
         assert a.x.device.type == "cuda"
         assert a.x.min() >= 0.0
         assert a.x.max() <= 1.0
-        if not re.search("adversarial|inversion|generative|three|pooled", row):  # a search amplifies rounding
+        if not re.search(
+            "adversarial|inversion|generative|three|pooled|energy|robust_nested", row
+        ):  # a search amplifies rounding
             torch.testing.assert_close(a.x, b.x)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
