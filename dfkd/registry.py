@@ -26,6 +26,7 @@ SAMPLERS = {
     "mixture": "samplers.mixture:Mixture",
     "robust": "samplers.robust:Robust",
     "pooled": "samplers.pooled:Pooled",
+    "prioritised": "samplers.prioritised:Prioritised",
     "augmented": "samplers.augmented:Augmented",
     "balanced": "samplers.balanced:Balanced",
 }

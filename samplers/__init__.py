@@ -14,6 +14,7 @@ from .noise import Gaussian, Smoothed, Uniform
 from .one_image import OneImage
 from .out_of_domain import OutOfDomain
 from .pooled import Pooled
+from .prioritised import Prioritised
 from .real import Real
 from .robust import Robust
 from .shader import Shader
@@ -34,6 +35,7 @@ __all__ = [
     "OneImage",
     "OutOfDomain",
     "Pooled",
+    "Prioritised",
     "Real",
     "Robust",
     "Shader",

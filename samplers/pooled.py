@@ -76,16 +76,23 @@ class Pooled:
 
     def draw(self, state: State, problem: Problem, n: int, learn: bool = True) -> Batch:
         some_rows(n)
-        if learn:
-            due = self.warmup + (0 if self.every is None else state.draws // self.every)
-            while state.rounds < due:
-                self._grow(state, problem)
-            state.draws += 1
-        else:
-            return self._fresh(state, problem, n)
+        if not learn:
+            return self.fresh(state, problem, n)
+        self.grow(state, problem)
         index = _places(len(state.images), n, state.stream.advance(), problem.device)
+        return self.take(state, problem, index)
+
+    def grow(self, state: State, problem: Problem) -> None:
+        """Counts a draw, and adds the rounds that are due before it."""
+        due = self.warmup + (0 if self.every is None else state.draws // self.every)
+        while state.rounds < due:
+            self._grow(state, problem)
+        state.draws += 1
+
+    def take(self, state: State, problem: Problem, index: Tensor) -> Batch:
+        """The rows at these places of the bank, (n,) int64."""
         y, target, weight, source, logits = (_taken(getattr(state, name), index) for name in COLUMNS)
-        x, labelling = to_pixels(state.images[index], problem.spec), whole(n, state.mode)
+        x, labelling = to_pixels(state.images[index], problem.spec), whole(len(index), state.mode)
         teacher = None if logits is None else Outputs(logits, {}, labelling, state.precision)
         return Batch(x, y, target, weight, source, labelling=labelling, teacher=teacher)
 
@@ -127,7 +134,7 @@ class Pooled:
             columns["logits"] = problem.label(Batch(to_pixels(images, problem.spec))).logits
         return Round(images, {k: v for k, v in columns.items() if v is not None}, mode, precision)
 
-    def _fresh(self, state: State, problem: Problem, n: int) -> Batch:
+    def fresh(self, state: State, problem: Problem, n: int) -> Batch:
         """Rows of the base that no bank has held: what a draw gives that nothing is learnt from, as for scoring."""
         rng, inner = state.stream.advance(), state.base
         if state.key:  # the shared bank must not depend on such draws, so they come from a base of their own

@@ -40,6 +40,7 @@ from samplers import (
     OneImage,
     OutOfDomain,
     Pooled,
+    Prioritised,
     Real,
     Robust,
     Shader,
@@ -80,6 +81,7 @@ ROWS: dict[str, Sampler] = {
     "pooled": Pooled(INVERSION, round=6, every=2, warmup=2, capacity=18),
     "pooled_random": Pooled(Real(), round=5, every=1, capacity=12, evict="random"),
     "pooled_noise": Pooled(Uniform(), round=6, every=None),
+    "prioritised": Prioritised(INVERSION, round=6, every=2, warmup=2, capacity=18),
     "augmented": Augmented(Real(), crop=2, flip=True, roll=1),
     "balanced": Balanced(Real(), multiple=3),
     "balanced_noise": Balanced(Uniform(), multiple=2),
@@ -96,6 +98,7 @@ ROWS: dict[str, Sampler] = {
     "mixture_images": Mixture((Shader(), CutMix(OneImage()), Pooled(DeadLeaves(), round=6, every=None))),
     "adversarial_pooled": Adversarial(Pooled(INVERSION, round=6, every=2), steps=2, fraction=0.5),
     "mixture_three": Mixture((Uniform(), Mixup(Real()), Pooled(GENERATIVE, round=6, every=2)), weights=(2.0, 1.0, 1.0)),
+    "mixture_prioritised": Mixture((Prioritised(Uniform(labelling="eval"), round=6, every=2), Real())),
     "mixture_nested": Mixture((Mixture((Real(), Gaussian())), Pooled(Real(), round=6), Smoothed())),
     "mixture_equal": Mixture((Smoothed(), Smoothed())),
     "balanced_augmented": Balanced(Augmented(Uniform(labelling="eval"))),
@@ -230,10 +233,10 @@ def test_draws_images_of_the_spec(row: str, box: str, make_problem: MakeProblem)
 
 # which of y, target and source a row's batches carry; the others are None
 HAVE_Y = "real real_test mixup cutmix adversarial_all pooled_random augmented balanced mixup_pooled pooled_mixture"
-HAVE_TARGET = "deep_inversion deep_inversion_adaptive pooled adversarial_pooled energy_class"
+HAVE_TARGET = "deep_inversion deep_inversion_adaptive pooled prioritised adversarial_pooled energy_class"
 HAVE_SOURCE = (
-    "mixture mixture_images mixture_three mixture_nested mixture_equal pooled_mixture adversarial_modes augmented_mixture "
-    "robust robust_nested adversarial_robust"
+    "mixture mixture_images mixture_prioritised mixture_three mixture_nested mixture_equal pooled_mixture "
+    "adversarial_modes augmented_mixture robust robust_nested adversarial_robust"
 )
 
 
@@ -330,7 +333,7 @@ ALONE = [row for row, sampler in ROWS.items() if not any(part.uses_student for p
 
 def test_most_samplers_need_no_student() -> None:
     assert set(ROWS) - set(ALONE) == {
-        row for row in ROWS if re.search("adversarial|adaptive|generative|three|energy|robust", row)
+        row for row in ROWS if re.search("adversarial|adaptive|generative|three|prioritised|energy|robust", row)
     }
 
 
@@ -468,6 +471,7 @@ def test_counts_every_image(row: str, make_problem: MakeProblem) -> None:
 
 
 CARRIES = (
+    "prioritised",
     "balanced_leaves",
     "balanced_spectrum",
     "balanced_shader",
@@ -655,7 +659,7 @@ def test_on_a_gpu(row: str, make_problem: MakeProblem) -> None:
         assert a.x.min() >= 0.0
         assert a.x.max() <= 1.0
         if not re.search(
-            "adversarial|inversion|generative|three|pooled|energy|robust_nested", row
+            "adversarial|inversion|generative|three|pooled|prioritised|energy|robust_nested", row
         ):  # a search amplifies rounding
             torch.testing.assert_close(a.x, b.x)
     torch.cuda.synchronize()
