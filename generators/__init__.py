@@ -1,5 +1,6 @@
 """Networks that make images: latent vector to image. They know nothing of teachers, students or samplers."""
 
+from .dcgan import Dcgan
 from .trunk import Trunk
 
-__all__ = ["Trunk"]
+__all__ = ["Dcgan", "Trunk"]

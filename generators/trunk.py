@@ -2,28 +2,37 @@
 
 Radford, Metz, Chintala: Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks.
 2015. arXiv:1511.06434. Changed: nearest-neighbour upsampling before 3x3 convolutions instead of transposed ones, two
-doublings for any image whose sides are multiples of four, a sigmoid scaled to the pixel box.
+doublings for any image whose sides are multiples of four, and a choice of heads, all read as pixels of the box.
 """
 
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm as normalised
 
-__all__ = ["Trunk", "Width"]
+__all__ = ["BOUNDED", "Head", "Trunk", "Width"]
 
 Width = Literal["small", "large"]
+Head = Literal["sigmoid", "tanh", "tanh_batchnorm", "batchnorm"]
 
 STEM = {"small": 128, "large": 256}
 """Channels of the quarter-size map that the latent vector is mapped to."""
 
+BOUNDED: tuple[Head, ...] = ("sigmoid", "tanh")
+"""Heads that stay in the box. The others give normalised images, one unit a quarter of the span, and may leave it."""
+
 
 class Trunk(nn.Module):
-    """z (n, latent) -> pixels (n, c, h, w) in [low, high].
+    """z (n, latent) -> pixels (n, c, h, w): in [low, high] where the head is bounded, else around its middle.
 
     shape: (c, h, w), h and w multiples of 4, at least 8. latent: length of z, >= 1. width: `small` (128 channels at
     quarter size; 2.33 M parameters for 32x32 colour images at latent 256) or `large` (256; 4.58 M). low, high: the
-    pixel box. batchnorm_eps: what BatchNorm adds to the variance, > 0.
+    pixel box. batchnorm_eps: what BatchNorm adds to the variance after the two inner convolutions, > 0; the other
+    BatchNorm layers keep torch's 1e-5. head: `sigmoid` and `tanh` fill the box; `tanh_batchnorm` (after tanh, a
+    BatchNorm without affine parameters) and `batchnorm` (one with them, no tanh) are read as middle + span / 4 *
+    output. biases: of the two inner convolutions. spectral_norm: whether the three convolutions are divided by their
+    largest singular value.
     """
 
     def __init__(
@@ -35,6 +44,9 @@ class Trunk(nn.Module):
         low: float = 0.0,
         high: float = 1.0,
         batchnorm_eps: float = 1e-5,
+        head: Head = "sigmoid",
+        biases: bool = False,
+        spectral_norm: bool = False,
     ) -> None:
         super().__init__()
         channels, height, width_px = shape
@@ -44,27 +56,43 @@ class Trunk(nn.Module):
             raise ValueError(f"latent: expected an integer >= 1, found {latent!r}")
         if width not in STEM:
             raise ValueError(f"width: expected one of {', '.join(get_args(Width))}, found {width!r}")
+        if head not in get_args(Head):
+            raise ValueError(f"head: expected one of {', '.join(get_args(Head))}, found {head!r}")
         if not low < high:
             raise ValueError(f"low: expected a number below high ({high!r}), found {low!r}")
         if not batchnorm_eps > 0.0:
             raise ValueError(f"batchnorm_eps: expected a number > 0, found {batchnorm_eps!r}")
-        self.latent, self.low, self.high = latent, low, high
+        self.latent, self.low, self.high, self.head_kind = latent, low, high, head
         self.start = (STEM[width], height // 4, width_px // 4)
         self.stem = nn.Linear(latent, STEM[width] * (height // 4) * (width_px // 4))
         self.body = nn.Sequential(
-            nn.BatchNorm2d(STEM[width], eps=batchnorm_eps),
+            nn.BatchNorm2d(STEM[width]),
             nn.Upsample(scale_factor=2),
-            nn.Conv2d(STEM[width], 128, 3, padding=1, bias=False),
+            nn.Conv2d(STEM[width], 128, 3, padding=1, bias=biases),
             nn.BatchNorm2d(128, eps=batchnorm_eps),
             nn.LeakyReLU(0.2),
             nn.Upsample(scale_factor=2),
-            nn.Conv2d(128, 64, 3, padding=1, bias=False),
+            nn.Conv2d(128, 64, 3, padding=1, bias=biases),
             nn.BatchNorm2d(64, eps=batchnorm_eps),
             nn.LeakyReLU(0.2),
         )
         self.head = nn.Conv2d(64, channels, 3, padding=1)
+        self.norm = nn.Identity() if head in BOUNDED else nn.BatchNorm2d(channels, affine=head == "batchnorm")
+        if spectral_norm:
+            for convolution in (self.body[2], self.body[6], self.head):
+                normalised(convolution)
 
     def forward(self, z: Tensor) -> Tensor:
-        shade = torch.sigmoid(self.head(self.body(self.stem(z).unflatten(1, self.start))))
-        # rounding may carry low + span past high by one unit in the last place
-        return (self.low + (self.high - self.low) * shade).clamp(self.low, self.high)
+        return self.pixels(self.head(self.body(self.stem(z).unflatten(1, self.start))))
+
+    def pixels(self, out: Tensor) -> Tensor:
+        """What the last convolution gives, as pixels."""
+        low, high = self.low, self.high
+        if self.head_kind in BOUNDED:
+            shade = torch.sigmoid(out) if self.head_kind == "sigmoid" else 0.5 * (1.0 + torch.tanh(out))
+            # rounding may carry low + span past high by one unit in the last place
+            return (low + (high - low) * shade).clamp(low, high)
+        if self.head_kind == "tanh_batchnorm":
+            out = torch.tanh(out)
+        normal: Tensor = self.norm(out)
+        return 0.5 * (low + high) + 0.25 * (high - low) * normal

@@ -8,15 +8,13 @@ of the generator is the number of draws.
 from dataclasses import dataclass
 from typing import ClassVar, get_args
 
-import torch
 from torch import Tensor
 
 from dfkd.problem import Problem
-from dfkd.rng import Stream, derive, initialised
-from dfkd.types import Batch, BatchNormMode, whole
-from generators.trunk import Trunk, Width
+from dfkd.types import Batch, BatchNormMode
+from generators.trunk import Width
 
-from .checks import a_labelling, at_least, one_of, positive, some_rows, weight_or_auto, whole_at_least
+from .checks import a_labelling, at_least, one_of, positive, weight_or_auto, whole_at_least
 from .ingredients import (
     Balance,
     BatchNormWeight,
@@ -24,8 +22,9 @@ from .ingredients import (
     Divergence,
     Objective,
     OneHot,
+    OnlineGenerator,
+    TrunkNetwork,
     batchnorm_term,
-    descend,
 )
 from .state import State
 
@@ -85,48 +84,23 @@ class Generative:
             )
         )
 
-    def init(self, problem: Problem, seed: int) -> State:
-        terms = self.objective.init(problem, derive(seed, "terms"), who=self.name)
-        spec = problem.spec
-        with initialised(derive(seed, "generator")):
-            generator = Trunk(spec.shape, self.latent, self.width, low=spec.low, high=spec.high).to(problem.device)
-        return State(
-            stream=Stream(seed, problem.device),
-            terms=terms,
-            generator=generator.eval(),
-            optimiser=torch.optim.Adam(generator.parameters(), lr=self.learning_rate, betas=(0.5, 0.999)),
-            draws=0,
+    @property
+    def _online(self) -> OnlineGenerator:
+        return OnlineGenerator(
+            self.objective,
+            TrunkNetwork(self.latent, self.width),
+            batch=self.batch,
+            learning_rate=self.learning_rate,
+            generator_steps=self.generator_steps,
+            student_steps=self.student_steps,
+            labelling=self.labelling,
         )
 
+    def init(self, problem: Problem, seed: int) -> State:
+        return self._online.init(problem, seed, self.name)
+
     def draw(self, state: State, problem: Problem, n: int, learn: bool = True) -> Batch:
-        some_rows(n)
-        rng = state.stream.advance()
-        info = {}
-        if learn:
-            if state.draws % self.student_steps == 0 and self.generator_steps:
-                info["generator_loss"] = self._learn(state, problem, rng)
-            state.draws += 1
-        with torch.no_grad():
-            x = state.generator(self._latents(problem, n, rng))
-        return Batch(x=x, info=info, labelling=whole(n, self.labelling))
+        return self._online.draw(state, problem, n, learn)
 
     def observe(self, state: State, batch: Batch, loss: Tensor) -> None:
         del state, batch, loss
-
-    def _latents(self, problem: Problem, n: int, rng: torch.Generator) -> Tensor:
-        return torch.randn(n, self.latent, generator=rng, device=problem.device)
-
-    def _learn(self, state: State, problem: Problem, rng: torch.Generator) -> Tensor:
-        """One round for the generator, fresh latents at each step; its last loss."""
-        generator = state.generator.train()
-        try:
-            return descend(
-                problem,
-                self.objective,
-                state.terms,
-                make=lambda: generator(self._latents(problem, self.batch, rng)),
-                optimiser=state.optimiser,
-                steps=self.generator_steps,
-            )
-        finally:
-            generator.eval()

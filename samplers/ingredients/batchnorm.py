@@ -11,7 +11,15 @@ from dfkd.problem import BatchNormInput, Problem
 
 from .views import Views
 
-__all__ = ["AUTO", "BatchNormNorm", "BatchNormWeight", "batchnorm_distance", "batchnorm_term", "noise_start"]
+__all__ = [
+    "AUTO",
+    "BatchNormGauss",
+    "BatchNormNorm",
+    "BatchNormWeight",
+    "batchnorm_distance",
+    "batchnorm_term",
+    "noise_start",
+]
 
 BatchNormWeight = float | Literal["auto"]
 
@@ -68,6 +76,29 @@ class BatchNormNorm:
     def __call__(self, state: Tensor | None, views: Views) -> Tensor:
         distance = batchnorm_distance(views.batchnorms, self.first_layer)
         return distance if state is None else distance / state
+
+
+@dataclass(frozen=True)
+class BatchNormGauss:
+    """KL(stored || batch) of the two Gaussians that each channel's statistics describe, in nats.
+
+    The mean over channels, then over layers; 1e-8 is added to both variances.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("batchnorm",)
+    uses_student: ClassVar[bool] = False
+
+    def init(self, problem: Problem, seed: int) -> None:
+        del problem, seed
+
+    def __call__(self, state: None, views: Views) -> Tensor:
+        del state
+        layers = []
+        for layer in views.batchnorms:
+            batch, stored = layer.var + 1e-8, layer.running_var + 1e-8
+            gap = (layer.running_mean - layer.mean).square()
+            layers.append((0.5 * (batch / stored).log() - 0.5 + (stored + gap) / (2.0 * batch)).mean())
+        return torch.stack(layers).mean()
 
 
 def batchnorm_term(weight: BatchNormWeight, first_layer: float = 1.0) -> tuple[float, BatchNormNorm]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from dfkd.problem import Problem
 
 from .terms import Objective
-from .views import View, identity
+from .views import View, Views, identity
 
 __all__ = ["Best", "descend"]
 
@@ -40,12 +40,15 @@ def descend(
     rate: Callable[[int], float] | None = None,
     after: Callable[[], None] | None = None,
     best: Best | None = None,
+    clip: float | None = None,
+    seen: Callable[[Views], None] | None = None,
 ) -> Tensor:
     """`steps` steps of the optimiser down the objective; the last loss, 0-d. One round.
 
     make: the candidates with their graph to what is optimised (pixels, a generator, its latents). view: how the models
     see them. rate: the learning rate's factor at a step. after: called after each step (a clip to the box). best: is
-    offered each step's images with their loss, before the step.
+    offered each step's images with their loss, before the step. clip: the largest norm of the gradient of all that the
+    optimiser moves. seen: is given each step's views when they have been judged, to keep answers that are there anyway.
     """
     loss, kept = torch.zeros((), device=problem.device), None
     base = [group["lr"] for group in optimiser.param_groups]
@@ -63,6 +66,10 @@ def descend(
                 kept = best.x
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
+            if seen is not None:
+                seen(views)
+            if clip is not None:
+                torch.nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], clip)
             optimiser.step()
             objective.after_step(states)
             if after is not None:

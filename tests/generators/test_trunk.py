@@ -1,5 +1,6 @@
 """The trunk: its sizes, its parameter counts as published, its box, and what it refuses."""
 
+import math
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from generators import Trunk
+from generators.trunk import BOUNDED, Head
 
 
 def count(module: nn.Module) -> int:
@@ -43,6 +45,65 @@ def test_stays_in_its_box_and_reaches_both_ends() -> None:
     assert x.max() == torch.tensor(0.7)
 
 
+HEADS: tuple[Head, ...] = ("sigmoid", "tanh", "tanh_batchnorm", "batchnorm")
+
+
+def slow_pixels(out: torch.Tensor, head: str, low: float, high: float) -> torch.Tensor:
+    """(n, c, h, w) of the last convolution as pixels, value by value; batch statistics, 1e-5 under the root."""
+    found = torch.empty_like(out)
+    n, c, h, w = out.shape
+    for j in range(c):
+        values = [v for i in range(n) for row in out[i, j].tolist() for v in row]
+        if head != "batchnorm":
+            values = [1 / (1 + math.exp(-v)) if head == "sigmoid" else math.tanh(v) for v in values]
+        if head in ("tanh_batchnorm", "batchnorm"):
+            mean = sum(values) / len(values)
+            var = sum((v - mean) ** 2 for v in values) / len(values)
+            values = [(low + high) / 2 + (high - low) / 4 * (v - mean) / math.sqrt(var + 1e-5) for v in values]
+        else:
+            values = [low + (high - low) * (v if head == "sigmoid" else (1 + v) / 2) for v in values]
+        found[:, j] = torch.tensor(values).reshape(n, h, w)
+    return found
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_reads_its_head_as_pixels(head: Head) -> None:
+    trunk = Trunk((2, 8, 8), 4, "small", head=head, low=-1.0, high=2.0)
+    out = 2.0 * torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(3)) + 0.5
+    torch.testing.assert_close(trunk.pixels(out).detach(), slow_pixels(out, head, -1.0, 2.0))
+    affine = [name for name, _ in trunk.named_parameters() if name.startswith("norm")]
+    assert affine == (["norm.weight", "norm.bias"] if head == "batchnorm" else [])
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_leaves_the_box_only_where_the_head_is_not_bounded(head: Head) -> None:
+    """Pixels are not clamped in a normalised head: a clamp in the generator's step would stop its gradient."""
+    trunk = Trunk((1, 8, 8), 4, "small", head=head)
+    out = 0.2 * torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    out[0] = 10.0  # far from most, after tanh too
+    x = trunk.pixels(out)
+    assert bool(x.min() < 0.0 or x.max() > 1.0) == (head not in BOUNDED)
+    if head not in BOUNDED:
+        assert x.mean().item() == pytest.approx(0.5, abs=1e-4)
+        assert x.std().item() == pytest.approx(0.25, abs=1e-3)
+
+
+def test_biases_are_of_the_two_inner_convolutions() -> None:
+    plain, biased = (Trunk((3, 32, 32), 256, "small", biases=biases) for biases in (False, True))
+    assert count(biased) - count(plain) == 128 + 64
+
+
+def test_spectral_norm_is_of_the_three_convolutions() -> None:
+    trunk = Trunk((1, 8, 8), 4, "small", spectral_norm=True)
+    for _ in range(30):
+        trunk(torch.randn(4, 4))  # in training each pass refines the largest singular value by one power iteration
+    kernels = [part.weight for part in trunk.modules() if isinstance(part, nn.Conv2d)]
+    largest = [torch.linalg.matrix_norm(kernel.flatten(1), ord=2).item() for kernel in kernels]
+    assert largest == pytest.approx([1.0] * 3, rel=0.02)
+    plain = Trunk((1, 8, 8), 4, "small")
+    assert torch.linalg.matrix_norm(plain.head.weight.flatten(1), ord=2).item() < 0.9  # not 1 anyway
+
+
 def test_is_grey_where_the_head_says_nothing() -> None:
     trunk = Trunk((1, 8, 8), 4, "small", low=-1.0, high=3.0)
     with torch.no_grad():
@@ -52,9 +113,9 @@ def test_is_grey_where_the_head_says_nothing() -> None:
 
 
 @pytest.mark.parametrize(("wanted", "given"), [(1e-5, {}), (0.8, {"batchnorm_eps": 0.8})])
-def test_names_the_eps_of_its_batchnorms(wanted: float, given: dict[str, float]) -> None:
+def test_names_the_eps_of_its_batchnorms(wanted: float, given: Any) -> None:
     norms = [part for part in Trunk((1, 8, 8), 4, "small", **given).modules() if isinstance(part, nn.BatchNorm2d)]
-    assert [part.eps for part in norms] == [wanted] * 3
+    assert [part.eps for part in norms] == [1e-5, wanted, wanted]  # the inner blocks', not the stem's
 
 
 @pytest.mark.parametrize(
@@ -65,6 +126,7 @@ def test_names_the_eps_of_its_batchnorms(wanted: float, given: dict[str, float])
         ({"shape": (1, 4, 4)}, "shape"),
         ({"shape": (0, 8, 8)}, "shape"),
         ({"latent": 0}, "latent: .* >= 1, found 0"),
+        ({"head": "sigmod"}, "head: expected one of sigmoid, tanh, tanh_batchnorm, batchnorm, found 'sigmod'"),
         ({"width": "huge"}, "width: expected one of small, large, found 'huge'"),
         ({"low": 1.0, "high": 1.0}, "low"),
         ({"batchnorm_eps": 0.0}, "batchnorm_eps"),
