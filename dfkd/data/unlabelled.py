@@ -93,7 +93,9 @@ def fingerprint(source: str) -> str:
 
 
 def _has_classes(folder: Path) -> bool:
-    return sum(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir()) >= 2
+    """Folders in it, and no images beside them."""
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    return sum(entry.is_dir() for entry in entries) >= 2 and not any(e.suffix.lower() in SUFFIXES for e in entries)
 
 
 def _planes(pictures: list[np.ndarray]) -> Tensor:
