@@ -104,6 +104,34 @@ FAULTS = (
         (f"{TERMS}::test_balance_is_minus_ln_k_for_equal_classes_and_0_for_one_class",),
     ),
     Fault(
+        "leaves of one size more often than their law has them",
+        "samplers/dead_leaves.py",
+        "bottom = -0.5 / least**2 - least",
+        "bottom = -0.5 / least**2 - 1.0",
+        ("tests/samplers/test_dead_leaves.py::test_radii_have_their_law",),
+    ),
+    Fault(
+        "the slope of power for that of magnitude",
+        "samplers/spectrum.py",
+        "return fall.reciprocal()",
+        "return fall.rsqrt()",
+        ("tests/samplers/test_spectrum.py",),
+    ),
+    Fault(
+        "crops leave the image",
+        "samplers/one_image.py",
+        "left = u[2] * (size[1] - wide) + u[3] * (wide - width)",
+        "left = u[2] * size[1] + u[3] * (wide - width)",
+        ("tests/samplers/test_one_image.py::test_rectangles_lie_in_a_part_of_the_image_and_have_their_area",),
+    ),
+    Fault(
+        "the surest images for the least sure",
+        "samplers/out_of_domain.py",
+        "argsort(descending=True, stable=True)",
+        "argsort(descending=False, stable=True)",
+        ("tests/samplers/test_out_of_domain.py::test_keeps_what_the_teacher_is_least_sure_of",),
+    ),
+    Fault(
         "the adversary is the teacher itself",
         "samplers/ingredients/views.py",
         "self._student[mode] = self._problem.student(self.x, mode)",
@@ -279,6 +307,27 @@ FAULTS = (
         "weights_only=True",
         "weights_only=False",
         ("tests/dfkd/models/test_loading.py::test_pickled_modules_are_refused_without_running_them",),
+    ),
+    Fault(
+        "stopping forgets what it has heard",
+        "dfkd/engine.py",
+        'self._fall, self._end, self._flat_at, self._signals = state["stop"]',
+        "pass",
+        ("tests/dfkd/test_stop.py::test_interrupted_and_continued_stops_at_the_same_step",),
+    ),
+    Fault(
+        "listening to the student moves the sampler",
+        "dfkd/fidelity/selfcheck.py",
+        "            state.load_state_dict(before)\n",
+        "",
+        ("tests/dfkd/fidelity/test_selfcheck.py::test_listening_does_not_change_the_run",),
+    ),
+    Fault(
+        "the scout likes images far from the teacher's data",
+        "dfkd/scout.py",
+        '"batchnorm_gauss": False',
+        '"batchnorm_gauss": True',
+        ("tests/dfkd/test_scout.py::test_score_by_hand",),
     ),
 )
 

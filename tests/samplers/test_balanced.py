@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dfkd.problem import Problem
 from dfkd.types import Batch, BatchNormMode, InputSpec, whole
-from samplers import Balanced, Mixture, Real, Uniform
+from samplers import Balanced, DeadLeaves, Mixture, OneImage, OutOfDomain, Real, Shader, Spectrum, Uniform
 from samplers.balanced import rank_in_class
 from samplers.state import State, Stream
 
@@ -77,6 +77,22 @@ def test_says_what_it_lacks(make_problem: MakeProblem, brightness: Brightness) -
     batch, counts = drawn(Balanced(Grey(power=1.0, least=0.4), multiple=8), problem, 60)
     assert counts == [0, 0, 20, 20, 20]
     assert int(batch.info["shortfall"]) == 24
+
+
+@pytest.mark.parametrize("base", [DeadLeaves(), Spectrum(), Shader(), OneImage(), OutOfDomain("digits")])
+def test_evens_out_what_a_teacher_sees_in_images(base: Any, make_problem: MakeProblem) -> None:
+    """A class is short only where there were no more candidates of it."""
+    problem = make_problem(num_classes=4)
+    sampler = Balanced(base, multiple=6)
+    batch = sampler.draw(sampler.init(problem, 1), problem, 40)
+    assert batch.teacher is not None
+    found = batch.teacher.logits.argmax(dim=1).bincount(minlength=4)
+    state = sampler.init(problem, 1)
+    candidates = problem.label(base.draw(state.base, problem, 240)).logits.argmax(dim=1).bincount(minlength=4)
+    assert (found >= candidates.clamp(max=10)).all()
+    assert int(batch.info["shortfall"]) == int((10 - candidates).clamp_min(0).sum())
+    plain = 40 * candidates / 240
+    assert float(found.double().std()) < float(plain.std())
 
 
 def test_takes_candidates_from_everywhere_in_the_base(make_problem: MakeProblem, brightness: Brightness) -> None:
