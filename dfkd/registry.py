@@ -21,6 +21,7 @@ SAMPLERS = {
     "cutmix": "samplers.cutmix:CutMix",
     "deep_inversion": "samplers.deep_inversion:DeepInversion",
     "generative": "samplers.generative:Generative",
+    "fast_dfkd": "samplers.fast_dfkd:FastDFKD",
     "adversarial": "samplers.adversarial:Adversarial",
     "energy": "samplers.energy:Energy",
     "mixture": "samplers.mixture:Mixture",

@@ -7,6 +7,7 @@ from .cutmix import CutMix
 from .dead_leaves import DeadLeaves
 from .deep_inversion import DeepInversion
 from .energy import Energy
+from .fast_dfkd import FastDFKD
 from .generative import Generative
 from .mixture import Mixture
 from .mixup import Mixup
@@ -28,6 +29,7 @@ __all__ = [
     "DeadLeaves",
     "DeepInversion",
     "Energy",
+    "FastDFKD",
     "Gaussian",
     "Generative",
     "Mixture",

@@ -17,7 +17,7 @@ from dfkd.types import Batch, Outputs, whole
 
 from .bank import Round, bank_key, shared_round
 from .checks import a_sampler, one_mode, some_rows, whole_at_least
-from .state import State, Stream
+from .state import State, Stream, adopt
 
 Evict = Literal["oldest", "random"]
 COLUMNS = ("y", "target", "weight", "source", "logits")
@@ -138,7 +138,7 @@ class Pooled:
         """Rows of the base that no bank has held: what a draw gives that nothing is learnt from, as for scoring."""
         rng, inner = state.stream.advance(), state.base
         if state.key:  # the shared bank must not depend on such draws, so they come from a base of their own
-            inner = self.base.init(problem, derive(rng.initial_seed(), "fresh"))
+            inner = adopt(self.base.init(problem, derive(rng.initial_seed(), "fresh")), state.base)
         batch = self.base.draw(inner, problem, n, False)
         one_mode(batch, self.name)
         return batch.with_x(to_pixels(to_bytes(batch.x, problem.spec), problem.spec))

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dfkd.rng import Stream
 
-__all__ = ["State", "Stream"]
+__all__ = ["State", "Stream", "adopt"]
 
 
 class State:
@@ -72,3 +72,17 @@ def _load(part: Any, saved: Any) -> Any:
             raise ValueError(f"state: expected a list of {len(saved)} parts")
         return [_load(a, b) for a, b in zip(part, saved, strict=True)]
     return saved
+
+
+def adopt(new: Any, old: Any) -> Any:
+    """`new`, a state from `init`, with what `old` has learnt; only what advances (a stream) stays where `new` has it.
+
+    Networks, optimisers and tensors are shared, not copied: for draws that nothing is learnt from.
+    """
+    if isinstance(old, State):
+        for name, part in old.__dict__.items():
+            new.__dict__[name] = adopt(new.__dict__[name], part)
+        return new
+    if isinstance(old, list):
+        return [adopt(a, b) for a, b in zip(new, old, strict=True)] if len(new) == len(old) else list(old)
+    return new if hasattr(old, "advance") else old

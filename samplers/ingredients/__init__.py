@@ -6,6 +6,7 @@ from .batchnorm import (
     BatchNormGauss,
     BatchNormNorm,
     BatchNormWeight,
+    MovingBatchNorm,
     batchnorm_distance,
     batchnorm_term,
     noise_start,
@@ -15,8 +16,10 @@ from .descend import Best, descend
 from .disagreement import Disagreement, Divergence, Variant, disagreement
 from .online import DcganNetwork, Network, OnlineGenerator, Rate, Reuse, TrunkNetwork, enough_rows, sampling
 from .priors import PixelNorm, Smoothness, TotalVariation, Variation, row_variation
+from .reset import Meta, MetaStep, due, redraw, redraw_first
+from .rounds import Recipe, Rounds, banked, unfound
 from .terms import Learner, Look, Objective, Term
-from .views import View, Views, identity, jitter
+from .views import View, Views, cropped, identity, jitter, resized
 
 __all__ = [
     "AUTO",
@@ -31,13 +34,18 @@ __all__ = [
     "Divergence",
     "Learner",
     "Look",
+    "Meta",
+    "MetaStep",
+    "MovingBatchNorm",
     "Network",
     "Objective",
     "OneHot",
     "OnlineGenerator",
     "PixelNorm",
     "Rate",
+    "Recipe",
     "Reuse",
+    "Rounds",
     "Smoothness",
     "Term",
     "TotalVariation",
@@ -46,14 +54,21 @@ __all__ = [
     "Variation",
     "View",
     "Views",
+    "banked",
     "batchnorm_distance",
     "batchnorm_term",
+    "cropped",
     "descend",
     "disagreement",
+    "due",
     "enough_rows",
     "identity",
     "jitter",
     "noise_start",
+    "redraw",
+    "redraw_first",
+    "resized",
     "row_variation",
     "sampling",
+    "unfound",
 ]

@@ -1,7 +1,7 @@
 """The term on the teacher's BatchNorm layers: what they are given should have the statistics they have stored."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dfkd.problem import BatchNormInput, Problem
 
+from ..state import State
 from .views import Views
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "BatchNormGauss",
     "BatchNormNorm",
     "BatchNormWeight",
+    "MovingBatchNorm",
     "batchnorm_distance",
     "batchnorm_term",
     "noise_start",
@@ -101,8 +103,64 @@ class BatchNormGauss:
         return torch.stack(layers).mean()
 
 
-def batchnorm_term(weight: BatchNormWeight, first_layer: float = 1.0) -> tuple[float, BatchNormNorm]:
-    """The pair for an objective: `auto` means AUTO times the relative distance."""
-    if weight == "auto":
-        return AUTO, BatchNormNorm(first_layer, relative=True)
-    return float(weight), BatchNormNorm(first_layer)
+@dataclass(frozen=True)
+class MovingBatchNorm:
+    """The same distance, of a mixture of the batch's statistics and of a moving average of earlier rounds'.
+
+    momentum: the average's share of the mixture, and of itself when a round is added to it, in [0, 1). It is of the
+    last step of each round, and no gradient passes through it; the first round has none. first_layer, relative: as for
+    BatchNormNorm.
+    """
+
+    momentum: float = 0.9
+    first_layer: float = 1.0
+    relative: bool = False
+    needs: ClassVar[tuple[str, ...]] = ("batchnorm",)
+    uses_student: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.momentum < 1.0:
+            raise ValueError(f"momentum: expected a number in [0, 1), found {self.momentum!r}")
+
+    @property
+    def _plain(self) -> BatchNormNorm:
+        return BatchNormNorm(self.first_layer, self.relative)
+
+    def init(self, problem: Problem, seed: int) -> State:
+        none = torch.empty(0, device=problem.device)
+        # statistics of all layers end to end, (2, channels): mean, variance; empty where there are none yet
+        return State(noise=self._plain.init(problem, seed), average=none, last=none)
+
+    def __call__(self, state: State, views: Views) -> Tensor:
+        layers = views.batchnorms
+        state.last = torch.stack([torch.cat([x.mean for x in layers]), torch.cat([x.var for x in layers])]).detach()
+        if len(state.average):
+            past = state.average.split([len(layer.mean) for layer in layers], dim=1)
+            layers = tuple(self._mixed(layer, old) for layer, old in zip(layers, past, strict=True))
+        distance = batchnorm_distance(layers, self.first_layer)
+        return distance if state.noise is None else distance / state.noise
+
+    def _mixed(self, layer: BatchNormInput, old: Tensor) -> BatchNormInput:
+        """old (2, c): the average's mean and variance of this layer."""
+        m = self.momentum
+        return replace(layer, mean=m * old[0] + (1 - m) * layer.mean, var=m * old[1] + (1 - m) * layer.var)
+
+    def after_step(self, state: State) -> None:
+        del state  # the average is of rounds
+
+    def end_round(self, state: State, views: Views) -> None:
+        del views  # the images kept may be of an earlier step than the last
+        last, m = state.last, self.momentum
+        state.average = m * state.average + (1 - m) * last if len(state.average) else last
+        state.last = last[:0]
+
+
+def batchnorm_term(
+    weight: BatchNormWeight, first_layer: float = 1.0, momentum: float = 0.0
+) -> tuple[float, BatchNormNorm | MovingBatchNorm]:
+    """The pair for an objective: `auto` means AUTO times the relative distance; a momentum above 0 the moving form."""
+    relative = weight == "auto"
+    factor = AUTO if weight == "auto" else float(weight)
+    if momentum:
+        return factor, MovingBatchNorm(momentum, first_layer, relative)
+    return factor, BatchNormNorm(first_layer, relative)

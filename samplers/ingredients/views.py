@@ -7,10 +7,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from dfkd.augment import crop, flip, resized_crop
 from dfkd.problem import BatchNormInput, Problem
 from dfkd.types import BatchNormMode, InputSpec, Outputs
 
-__all__ = ["View", "Views", "identity", "jitter"]
+__all__ = ["View", "Views", "cropped", "identity", "jitter", "resized"]
 
 View = Callable[[Tensor], Tensor]
 """x (n, c, h, w) -> the same images as the models are shown them, differentiable."""
@@ -94,5 +95,29 @@ def jitter(coins: random.Random, roll: float, flip: float) -> View:
         if flip and coins.random() < flip:
             x = x.flip(3)
         return x
+
+    return view
+
+
+def cropped(rng: torch.Generator, spec: InputSpec, pad: int | None, mirror: bool) -> View:
+    """A view of each image on its own: a window of its size out of it with a black border, mirrored half of the time.
+
+    pad: width of the border in pixels; None takes an eighth of the shorter side, as Augmented does.
+    """
+    border = max(1, min(spec.height, spec.width) // 8) if pad is None else pad
+
+    def view(x: Tensor) -> Tensor:
+        x = crop(x, rng, border, spec.low)
+        return flip(x, rng) if mirror else x
+
+    return view
+
+
+def resized(rng: torch.Generator, least_area: float, mirror: bool) -> View:
+    """A view of each image on its own: a rectangle of at least this share of it at full size, mirrored likewise."""
+
+    def view(x: Tensor) -> Tensor:
+        x = resized_crop(x, rng, (least_area, 1.0))
+        return flip(x, rng) if mirror else x
 
     return view

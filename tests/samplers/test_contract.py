@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from samplers import (
     DeadLeaves,
     DeepInversion,
     Energy,
+    FastDFKD,
     Gaussian,
     Generative,
     Mixture,
@@ -53,6 +55,7 @@ MakeProblem = Callable[..., Problem]
 
 INVERSION = DeepInversion(steps=2, batch=8)
 GENERATIVE = Generative(latent=8, width="small", batch=8, student_steps=2)
+FAST = FastDFKD(steps=2, latent=6, batch=6, warmup=1, every=2)
 
 ROWS: dict[str, Sampler] = {
     "real": Real(),
@@ -75,6 +78,8 @@ ROWS: dict[str, Sampler] = {
     "deep_inversion": INVERSION,
     "deep_inversion_adaptive": DeepInversion(steps=2, batch=8, adaptive=1.0, total_variation=1e-3, l2=1e-3, roll=0.1),
     "generative": GENERATIVE,
+    "fast_dfkd": FAST,
+    "fast_dfkd_plain": replace(FAST, adversarial=0.0, meta="reptile", crop=0, flip=False, warmup=0, redraw_at=2),
     "adversarial": Adversarial(Gaussian(), steps=2),
     "adversarial_all": Adversarial(Real(), steps=1, fraction=1.0, divergence="l1", random_start=True),
     "mixture": Mixture((Uniform(), Real()), weights=(1.0, 3.0)),
@@ -233,7 +238,10 @@ def test_draws_images_of_the_spec(row: str, box: str, make_problem: MakeProblem)
 
 # which of y, target and source a row's batches carry; the others are None
 HAVE_Y = "real real_test mixup cutmix adversarial_all pooled_random augmented balanced mixup_pooled pooled_mixture"
-HAVE_TARGET = "deep_inversion deep_inversion_adaptive pooled prioritised adversarial_pooled energy_class"
+HAVE_TARGET = (
+    "deep_inversion deep_inversion_adaptive pooled prioritised adversarial_pooled energy_class fast_dfkd "
+    "fast_dfkd_plain"
+)
 HAVE_SOURCE = (
     "mixture mixture_images mixture_prioritised mixture_three mixture_nested mixture_equal pooled_mixture "
     "adversarial_modes augmented_mixture robust robust_nested adversarial_robust"
@@ -333,7 +341,9 @@ ALONE = [row for row, sampler in ROWS.items() if not any(part.uses_student for p
 
 def test_most_samplers_need_no_student() -> None:
     assert set(ROWS) - set(ALONE) == {
-        row for row in ROWS if re.search("adversarial|adaptive|generative|three|prioritised|energy|robust", row)
+        row
+        for row in ROWS
+        if re.search("adversarial|adaptive|generative|three|prioritised|energy|robust|fast_dfkd$", row)
     }
 
 

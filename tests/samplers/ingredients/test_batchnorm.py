@@ -11,7 +11,17 @@ from torch import Tensor, nn
 from dfkd.problem import Probe, Problem, UnsupportedProblem
 from dfkd.rng import initialised
 from dfkd.types import InputSpec
-from samplers.ingredients import AUTO, BatchNormNorm, Objective, batchnorm_term, noise_start
+from samplers.ingredients import (
+    AUTO,
+    BatchNormNorm,
+    Best,
+    MovingBatchNorm,
+    Objective,
+    batchnorm_term,
+    descend,
+    noise_start,
+)
+from samplers.state import State
 
 MakeProblem = Callable[..., Problem]
 
@@ -126,3 +136,112 @@ def test_noise_is_centred_in_the_box_and_in_it(make_problem: MakeProblem) -> Non
 def test_names_the_wrong_multiplier() -> None:
     with pytest.raises(ValueError, match=r"first_layer: .* >= 0, found -1\.0"):
         BatchNormNorm(-1.0)
+
+
+# -- with a moving average -----------------------------------------------------------------------------------------
+
+
+def given_to(net: Net, x: Tensor) -> list[Tensor]:
+    """What the two BatchNorm layers of an evaluated net are given, (values, channels)."""
+    with torch.no_grad():
+        first = net.conv(x)
+        second = net.eval().first(first).relu().mean(dim=(2, 3))
+    return [first.permute(0, 2, 3, 1).reshape(-1, 2), second]
+
+
+def slow_moving(rounds: list[tuple[Tensor, Tensor]], net: Net, m: float) -> list[float]:
+    """rounds: images at the first and at the last step of each. The distances at the first steps, in Python floats."""
+    average: list[list[tuple[float, float]]] | None = None
+    found = []
+    for first, last in rounds:
+        now = [[(statistics.fmean(c), statistics.pvariance(c)) for c in g.double().T.tolist()]
+               for g in given_to(net, first)]  # fmt: skip
+        total = 0.0
+        for layer, (norm, channels) in enumerate(zip((net.first, net.second), now, strict=True)):
+            gaps: list[list[float]] = [[], []]
+            for c, both in enumerate(channels):
+                for which, stored in enumerate((norm.running_mean, norm.running_var)):
+                    assert stored is not None
+                    old = both[which] if average is None else average[layer][c][which]
+                    share = both[which] if average is None else (1 - m) * both[which] + m * old
+                    gaps[which].append(share - float(stored[c]))
+            total += math.hypot(*gaps[0]) + math.hypot(*gaps[1])
+        found.append(total)
+        end = [[(statistics.fmean(c), statistics.pvariance(c)) for c in g.double().T.tolist()]
+               for g in given_to(net, last)]  # fmt: skip
+        average = (
+            end
+            if average is None
+            else [
+                [
+                    tuple(m * a + (1 - m) * b for a, b in zip(old, new, strict=True))
+                    for old, new in zip(*both, strict=True)
+                ]
+                for both in zip(average, end, strict=True)
+            ]
+        )
+    return found
+
+
+def test_the_moving_form_equals_its_definition() -> None:
+    net = Net()
+    problem, term = problem_of(net), MovingBatchNorm(momentum=0.7)
+    objective = Objective(((1.0, term),))
+    assert objective.learns
+    states = objective.init(problem, 0, "test")
+    rng = torch.Generator().manual_seed(8)
+    rounds = [tuple(torch.rand(4, 1, 8, 8, generator=rng) * scale for scale in (1.0, 2.0)) for _ in range(3)]
+    found = []
+    with objective.watching(problem) as look:
+        for first, last in rounds:
+            found.append(objective(states, look(first, None)).item())
+            objective(states, look(last, None))
+            objective.after_step(states)
+            with torch.no_grad():
+                objective.end_round(states, look(first, None))  # the images kept are those of the first step
+    torch.testing.assert_close(found, slow_moving([(a, b) for a, b in rounds], net, 0.7), rtol=1e-4, atol=0.0)
+
+
+def test_no_gradient_passes_through_the_average() -> None:
+    problem, x = problem_of(Net()), images().requires_grad_(True)
+    term = MovingBatchNorm(momentum=0.9)
+    objective = Objective(((1.0, term),))
+    states = objective.init(problem, 0, "test")
+    with objective.watching(problem) as look:
+        (plain,) = torch.autograd.grad(objective(states, look(x, None)), x)
+        objective.end_round(states, look(x, None))
+        # the average is that of these images, so the mixture is too: the same distance, a tenth of the slope
+        mixed = objective(states, look(x, None))
+        torch.testing.assert_close(mixed, value(BatchNormNorm(), problem, x))
+        (slope,) = torch.autograd.grad(mixed, x)
+    torch.testing.assert_close(slope, 0.1 * plain)
+
+
+def test_the_average_moves_once_a_round() -> None:
+    problem = problem_of(Net())
+    objective = Objective((batchnorm_term(1.0, momentum=0.5),))
+    states = objective.init(problem, 0, "test")
+    x = images().requires_grad_(True)
+    seen = []
+    for _ in range(3):
+        descend(problem, objective, states, lambda: x, torch.optim.SGD([x], lr=0.1), 4, best=Best(x))
+        assert states[0].last.numel() == 0  # nothing but the average goes on
+        seen.append(states[0].average.clone())
+    assert all(average.shape == (2, 4) for average in seen)
+    assert not torch.equal(seen[0], seen[1])
+    again = MovingBatchNorm(0.5).init(problem, 0)
+    again.load_state_dict(states[0].state_dict())
+    assert torch.equal(again.average, seen[2])
+
+
+def test_the_moving_form_may_be_scaled_to_the_teacher() -> None:
+    problem = problem_of(Net())
+    weight, term = batchnorm_term("auto", momentum=0.9)
+    assert (weight, term) == (AUTO, MovingBatchNorm(0.9, relative=True))
+    noise, state = BatchNormNorm(relative=True).init(problem, 5), term.init(problem, 5)
+    assert isinstance(state, State)
+    assert noise is not None
+    assert torch.equal(state.noise, noise)
+    assert batchnorm_term(3.0) == (3.0, BatchNormNorm())
+    with pytest.raises(ValueError, match=r"momentum: expected a number in \[0, 1\), found 1.0"):
+        MovingBatchNorm(1.0)
