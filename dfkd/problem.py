@@ -100,6 +100,7 @@ class Probe:
         self._tapped: dict[str, Tensor] = {}
         self._taps: tuple[str, ...] = ()
         self._capabilities: frozenset[str] | None = None
+        self._linear: nn.Linear | None = None
         self._digest: str | None = None
 
     # -- what it can do ------------------------------------------------------------------------------------------
@@ -115,7 +116,8 @@ class Probe:
                 found.add("batchnorm")
             if self._answers_with_gradient():
                 found.add("input_grad")
-            if self._classifier() is not None:
+            self._linear = self._classifier()
+            if self._linear is not None:
                 found.add("penultimate")
             self._capabilities = frozenset(found)
         return self._capabilities
@@ -332,7 +334,7 @@ class Probe:
     def penultimate(self) -> Iterator[list[Tensor]]:
         """Inside, every call fills the list (emptied first) with what the last linear layer was given, (n, d)."""
         self.require("penultimate", who="penultimate")
-        classifier = self._classifier()
+        classifier = self._linear
         assert classifier is not None  # it has the capability
         seen: list[Tensor] = []
         handles = [

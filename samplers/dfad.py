@@ -1,0 +1,103 @@
+"""A generator for images on which the logits of student and teacher differ most.
+
+Fang et al.: Data-Free Adversarial Distillation. 2019. arXiv:1912.11006. Changed: pixels are clipped to the box on their
+way to the student; the generator's step comes before the student's, not after them; the form for segmentation is left
+out.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+from torch import Tensor
+
+from dfkd.interfaces import Preset
+from dfkd.problem import Problem
+from dfkd.types import Batch, BatchNormMode
+
+from .checks import a_labelling, one_of, positive, whole_at_least
+from .ingredients import DcganNetwork, Disagreement, Network, Objective, OnlineGenerator, Rate, TrunkNetwork
+from .state import State
+
+Kind = Literal["trunk", "dcgan"]
+
+
+@dataclass(frozen=True)
+class DFAD:
+    """Nothing but the disagreement, so nothing bounds the generator. Defaults as published for MNIST; for CIFAR see
+    `cifar`.
+
+    latent: length of the generator's input, >= 1 (CIFAR: 256). network: `trunk`, or `dcgan`, published for images of
+    128 pixels. learning_rate: Adam's, > 0. rate: what it does over the run: `constant`, `cosine` to 0, or `steps`,
+    times 0.1 at each of the milestones. milestones: rising fractions of the run (CIFAR: 0.2, 0.4). batch: images in a
+    generator step, >= 2 (CIFAR: 256). student_steps: draws from one generator step to the next, >= 1. labelling: the
+    teacher's BatchNorm mode for the images, `eval` or `batch`.
+    """
+
+    latent: int = 100
+    network: Kind = "trunk"
+    learning_rate: float = 1e-3
+    rate: Rate = "constant"
+    milestones: tuple[float, ...] = ()
+    batch: int = 512
+    student_steps: int = 5
+    labelling: BatchNormMode = "eval"
+    name: ClassVar[str] = "dfad"
+    data_free: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("input_grad",)
+    preset: ClassVar[Preset] = Preset(
+        # MNIST, the authors' code: 40 epochs of 50 rounds; they average over the ten classes, where we sum
+        objective={"logit_l1": {"weight": 0.1}},
+        optimiser={"learning_rate": 0.01, "weight_decay": 1e-4, "schedule": "constant"},
+        batch=512,
+        steps=10_000,
+    )
+
+    def __post_init__(self) -> None:
+        whole_at_least(self, 1, "latent", "student_steps")
+        whole_at_least(self, 2, "batch")
+        one_of(self, get_args(Kind), "network")
+        positive(self, "learning_rate")
+        a_labelling(self.labelling)
+        _ = self._online  # which refuses a rate or milestones that cannot be
+
+    @classmethod
+    def cifar(cls) -> "DFAD":
+        """As published for CIFAR; its student: SGD 0.1, weight decay 5e-4, batch 256, the same milestones of 125 000
+        steps."""
+        return cls(latent=256, rate="steps", milestones=(0.2, 0.4), batch=256)
+
+    @property
+    def uses_student(self) -> bool:
+        return True
+
+    @property
+    def objective(self) -> Objective:
+        # the student stands in training mode while the generator learns, as the authors leave it
+        return Objective(((1.0, Disagreement("l1", student_mode="batch", per_class=True)),))
+
+    @property
+    def _online(self) -> OnlineGenerator:
+        network: Network = DcganNetwork(self.latent)
+        if self.network == "trunk":
+            network = TrunkNetwork(self.latent, "small", "tanh_batchnorm", biases=True)
+        return OnlineGenerator(
+            self.objective,
+            network,
+            batch=self.batch,
+            learning_rate=self.learning_rate,
+            betas=(0.9, 0.999),
+            student_steps=self.student_steps,
+            sampled="batch",
+            rate=self.rate,
+            milestones=self.milestones,
+            labelling=self.labelling,
+        )
+
+    def init(self, problem: Problem, seed: int) -> State:
+        return self._online.init(problem, seed, self.name)
+
+    def draw(self, state: State, problem: Problem, n: int, learn: bool = True) -> Batch:
+        return self._online.draw(state, problem, n, learn)
+
+    def observe(self, state: State, batch: Batch, loss: Tensor) -> None:
+        del state, batch, loss

@@ -1,0 +1,89 @@
+"""A generator for images on which the student is furthest from the teacher, each shown to the student ten times.
+
+Micaelli, Storkey: Zero-shot Knowledge Transfer via Adversarial Belief Matching. 2019. arXiv:1905.09768. Changed: pixels
+are clipped to the box on their way to the student; further latents are drawn where a draw asks for more than the
+generator's batch. The attention transfer in the student's loss (worth about two points between nets of one family) is
+no part of an input distribution and is left out here.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from dfkd.interfaces import Preset
+from dfkd.problem import Problem
+from dfkd.types import Batch, BatchNormMode
+
+from .checks import a_labelling, positive, whole_at_least
+from .ingredients import Disagreement, Objective, OnlineGenerator, TrunkNetwork
+from .state import State
+
+
+@dataclass(frozen=True)
+class ZSKT:
+    """Rounds on one set of latents: a generator step, then draws of what they give afterwards, labelled once.
+
+    latent: length of the generator's input, >= 1. learning_rate: Adam's at the start of the run, > 0; along a cosine to
+    0 at its end. clip: largest norm of the generator's gradient, > 0. batch: images in a generator step, >= 2.
+    student_steps: draws that show the same images, >= 1. labelling: the teacher's BatchNorm mode for the images, `eval`
+    or `batch`.
+    """
+
+    latent: int = 100
+    learning_rate: float = 1e-3
+    clip: float = 5.0
+    batch: int = 128
+    student_steps: int = 10
+    labelling: BatchNormMode = "eval"
+    name: ClassVar[str] = "zskt"
+    data_free: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("input_grad",)
+    preset: ClassVar[Preset] = Preset(
+        # CIFAR-10, the authors' code: 80 000 batches, ten steps on each; they average over the ten classes, where we
+        # sum, and with a clipped gradient the factor matters
+        objective={"kl": {"temperature": 1.0, "weight": 0.1}},
+        optimiser={"name": "adamw", "learning_rate": 2e-3, "weight_decay": 0.0, "schedule": "cosine", "clip": 5.0},
+        batch=128,
+        steps=800_000,
+    )
+
+    def __post_init__(self) -> None:
+        whole_at_least(self, 1, "latent", "student_steps")
+        whole_at_least(self, 2, "batch")
+        positive(self, "learning_rate", "clip")
+        a_labelling(self.labelling)
+
+    @property
+    def uses_student(self) -> bool:
+        return True
+
+    @property
+    def objective(self) -> Objective:
+        # the authors leave the student in training mode throughout, and average over classes
+        return Objective(((1.0, Disagreement("kl", student_mode="batch", per_class=True)),))
+
+    @property
+    def _online(self) -> OnlineGenerator:
+        return OnlineGenerator(
+            self.objective,
+            TrunkNetwork(self.latent, "small", "batchnorm", biases=True),
+            batch=self.batch,
+            learning_rate=self.learning_rate,
+            betas=(0.9, 0.999),
+            student_steps=self.student_steps,
+            reuse="latents",
+            sampled="batch",
+            rate="cosine",
+            clip=self.clip,
+            labelling=self.labelling,
+        )
+
+    def init(self, problem: Problem, seed: int) -> State:
+        return self._online.init(problem, seed, self.name)
+
+    def draw(self, state: State, problem: Problem, n: int, learn: bool = True) -> Batch:
+        return self._online.draw(state, problem, n, learn)
+
+    def observe(self, state: State, batch: Batch, loss: Tensor) -> None:
+        del state, batch, loss
