@@ -4,11 +4,15 @@ from .adversarial import Adversarial
 from .augmented import Augmented
 from .balanced import Balanced
 from .cutmix import CutMix
+from .dafl import DAFL
 from .dead_leaves import DeadLeaves
 from .deep_inversion import DeepInversion
+from .dfad import DFAD
+from .dfq import DFQ
 from .energy import Energy
 from .fast_dfkd import FastDFKD
 from .generative import Generative
+from .mad import MAD
 from .mixture import Mixture
 from .mixup import Mixup
 from .noise import Gaussian, Smoothed, Uniform
@@ -20,8 +24,14 @@ from .real import Real
 from .robust import Robust
 from .shader import Shader
 from .spectrum import Spectrum
+from .zskt import ZSKT
 
 __all__ = [
+    "DAFL",
+    "DFAD",
+    "DFQ",
+    "MAD",
+    "ZSKT",
     "Adversarial",
     "Augmented",
     "Balanced",

@@ -27,6 +27,11 @@ from dfkd.problem import Probe, Problem
 from dfkd.registry import SAMPLERS, find
 from dfkd.types import Batch
 from samplers import (
+    DAFL,
+    DFAD,
+    DFQ,
+    MAD,
+    ZSKT,
     Adversarial,
     Augmented,
     Balanced,
@@ -78,6 +83,12 @@ ROWS: dict[str, Sampler] = {
     "deep_inversion": INVERSION,
     "deep_inversion_adaptive": DeepInversion(steps=2, batch=8, adaptive=1.0, total_variation=1e-3, l2=1e-3, roll=0.1),
     "generative": GENERATIVE,
+    "dafl": DAFL(latent=8, batch=10, learning_rate=1e-3),
+    "dafl_batch": DAFL(latent=8, batch=12, learning_rate=1e-3, student_steps=2, labelling="batch"),
+    "dfad": DFAD(latent=8, batch=8, student_steps=2),
+    "zskt": ZSKT(latent=8, batch=8, student_steps=3),
+    "dfq": DFQ(latent=8, width="small", batch=12, student_steps=2),
+    "mad": MAD(latent=8, width="small", batch=8, student_steps=2, batchnorm="auto", learning_rate=0.01),
     "fast_dfkd": FAST,
     "fast_dfkd_plain": replace(FAST, adversarial=0.0, meta="reptile", crop=0, flip=False, warmup=0, redraw_at=2),
     "adversarial": Adversarial(Gaussian(), steps=2),
@@ -112,11 +123,14 @@ ROWS: dict[str, Sampler] = {
     "pooled_pooled": Pooled(Pooled(Uniform(labelling="eval"), round=7), round=5, every=1),
     "adversarial_modes": Adversarial(Mixture((Uniform(), Real(), Gaussian())), steps=1, fraction=0.7),
     "cutmix_generative": CutMix(GENERATIVE),
+    "mixture_online": Mixture((ZSKT(latent=8, batch=6, student_steps=2), Pooled(MAD(latent=8, batch=8), round=6))),
     "augmented_mixture": Augmented(Mixture((Uniform(), Real()))),
     "robust_nested": Robust((Robust((Real(), Gaussian())), Pooled(Energy(steps=1, buffer=8, batch=8), round=6))),
     "adversarial_robust": Adversarial(Robust((Real(), Smoothed())), steps=1),
     "mixup_pooled": Mixup(Pooled(Balanced(Real()), round=6, every=2)),
 }
+ONLINE = "dafl|dfad|zskt|dfq|mad|online"
+"""Rows with a generator that learns beside the student."""
 COLOUR = (
     "dead_leaves",
     "spectrum",
@@ -126,6 +140,8 @@ COLOUR = (
     "uniform",
     "smoothed",
     "generative",
+    "dafl",
+    "zskt",
     "deep_inversion",
     "pooled_adversarial",
     "balanced_augmented",
@@ -244,7 +260,7 @@ HAVE_TARGET = (
 )
 HAVE_SOURCE = (
     "mixture mixture_images mixture_prioritised mixture_three mixture_nested mixture_equal pooled_mixture "
-    "adversarial_modes augmented_mixture robust robust_nested adversarial_robust"
+    "adversarial_modes augmented_mixture mixture_online robust robust_nested adversarial_robust"
 )
 
 
@@ -343,7 +359,10 @@ def test_most_samplers_need_no_student() -> None:
     assert set(ROWS) - set(ALONE) == {
         row
         for row in ROWS
-        if re.search("adversarial|adaptive|generative|three|prioritised|energy|robust|fast_dfkd$", row)
+        if re.search(
+            f"adversarial|adaptive|generative|three|prioritised|energy|robust|{ONLINE}|fast_dfkd$",
+            row,
+        )
     }
 
 
@@ -481,6 +500,8 @@ def test_counts_every_image(row: str, make_problem: MakeProblem) -> None:
 
 
 CARRIES = (
+    "dafl",
+    "zskt",
     "prioritised",
     "balanced_leaves",
     "balanced_spectrum",
@@ -669,7 +690,8 @@ def test_on_a_gpu(row: str, make_problem: MakeProblem) -> None:
         assert a.x.min() >= 0.0
         assert a.x.max() <= 1.0
         if not re.search(
-            "adversarial|inversion|generative|three|pooled|prioritised|energy|robust_nested", row
+            f"adversarial|inversion|generative|three|pooled|prioritised|energy|robust_nested|{ONLINE}",
+            row,
         ):  # a search amplifies rounding
             torch.testing.assert_close(a.x, b.x)
     torch.cuda.synchronize()
