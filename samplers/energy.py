@@ -40,6 +40,10 @@ class Energy:
     statistics, >= 0, or `auto` for a weight scaled to the teacher; it belongs to the batch and not to a row, so it does
     not go with metropolis. total_variation: weight of differences between neighbours, >= 0. labelling: the teacher's
     BatchNorm mode for the images, `eval` or `batch`.
+    The published steps are for a network trained as a density. For an ordinary one they are long: its logits change too
+    much on the way, and metropolis then refuses every step (`acceptance` 0: the images are the noise they began as). On
+    a small net for digits, step 0.001 and noise 0.01, temperature 0.05, had 6 of 7 accepted. Chains that begin anew are
+    not of the density yet: its moments are exact for restart 0 and a buffer drawn often enough.
     info: mean `energy` without what is added, `class_entropy` in nats of the classes predicted, `acceptance`.
     """
 
@@ -215,7 +219,7 @@ def reflected(z: Tensor, spec: InputSpec) -> tuple[Tensor, Tensor]:
     """z thrown back by the walls of the box as often as it takes, and -1 where its direction is turned, else 1."""
     place = ((z - spec.low) / spec.span).remainder(2.0)  # the box and its mirror image, again and again
     inside = spec.low + spec.span * (1.0 - (1.0 - place).abs())
-    return inside.clamp(spec.low, spec.high), torch.where(place > 1.0, -1.0, 1.0)
+    return inside.clamp(spec.low, spec.high), 1.0 - 2.0 * (place > 1.0)
 
 
 def _normal(x: Tensor, rng: torch.Generator) -> Tensor:

@@ -329,6 +329,20 @@ FAULTS = (
         '"batchnorm_gauss": True',
         ("tests/dfkd/test_scout.py::test_score_by_hand",),
     ),
+    Fault(
+        "the mirrored way back is not turned",
+        "samplers/energy.py",
+        "back = (x - z + rate * sign * slope_y) / std",
+        "back = (x - z + rate * slope_y) / std",
+        ("tests/samplers/test_energy.py::test_exact_rows_stay_exact",),
+    ),
+    Fault(
+        "the best part counts the most",
+        "samplers/robust.py",
+        "state.log_weights + self.rate * often",
+        "state.log_weights - self.rate * often",
+        ("tests/samplers/test_robust.py::test_keeps_its_guarantee_where_an_even_mixture_does_not_come_near",),
+    ),
 )
 
 

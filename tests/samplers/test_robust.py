@@ -138,6 +138,8 @@ def test_weights_are_products_of_exponentials(make_problem: MakeProblem) -> None
         rows = torch.tensor([loss + change for loss in losses for change in (-0.25, 0.25)])
         sampler.observe(state, batch, rows)
         weights = [w * math.exp(0.7 * loss) for w, loss in zip(weights, losses, strict=True)]
+        for place, part in enumerate(sampler.samplers):
+            assert part.told[-1] == rows[2 * place : 2 * place + 2].tolist()  # type: ignore[attr-defined]
     assert float(sampler.shares(state).sum()) == pytest.approx(1.0)
 
 
