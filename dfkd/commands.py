@@ -13,15 +13,13 @@ import yaml
 from torch import nn
 
 from dfkd import config as configuration
-from dfkd import models, runtime
-from dfkd.claim import claimed, keep_manifest, same_models
+from dfkd import runtime
+from dfkd.claim import claimed, same_models
 from dfkd.config import CompareConfig, DistillConfig, EvaluateConfig, ScoutConfig, TeacherConfig
 from dfkd.files import make_folder, replace_file
-from dfkd.interfaces import Sampler, is_data_free, sources, walk
+from dfkd.interfaces import is_data_free, sources
 from dfkd.layout import check_layout
-from dfkd.plan import reference_of
 from dfkd.problem import Probe
-from dfkd.registry import SAMPLERS, find
 from dfkd.resolve import load_model, named_in, say, student_of, teacher_of, teacher_spec
 from dfkd.types import InputSpec, as_device
 
@@ -135,7 +133,7 @@ def scout(words: list[str], dry_run: bool, as_json: bool) -> None:
     """`dfkd scout`: a ranking of samplers before any student is trained."""
     check_layout()
     settings = configuration.read_settings(_with_teacher(words))
-    settings = _without_others(settings, ScoutConfig, CompareConfig)
+    settings = _without_others(settings, ScoutConfig, CompareConfig, DistillConfig)
     settings.setdefault("student", _same_model(settings.get("teacher")))
     config: ScoutConfig = configuration.parse(ScoutConfig, settings)
     left: dict[str, str] = {}
@@ -168,9 +166,9 @@ def _with_teacher(words: list[str]) -> list[str]:
     return [f"teacher={json.dumps(first)}", *words[1:]] if named else words
 
 
-def _without_others(settings: Mapping[str, Any], own: type, other: type) -> dict[str, Any]:
-    """Without the settings of another command, so that its file can be read; which they are is said."""
-    extra = {f.name for f in fields(other)} - {f.name for f in fields(own)}
+def _without_others(settings: Mapping[str, Any], own: type, *others: type) -> dict[str, Any]:
+    """Without the settings of other commands, so that their files can be read; which they are is said."""
+    extra = {f.name for other in others for f in fields(other)} - {f.name for f in fields(own)}
     unused = [key for key in settings if key in extra]
     if unused:
         say(f"not used here: {', '.join(unused)}")
@@ -184,10 +182,12 @@ def distill(words: list[str], out: Path | None, dry_run: bool) -> None:
     """`dfkd distill`: one student; without data it still says whether it worked."""
     check_layout()
     settings = configuration.read_settings(words)
-    settings.setdefault("sampler", _packaged("distill.yaml")["sampler"])
+    if "samplers" not in settings:
+        settings.setdefault("sampler", _packaged("distill.yaml")["sampler"])
     settings.setdefault("student", _same_model(settings.get("teacher")))
     config: DistillConfig = configuration.parse(DistillConfig, settings)
     resolved = configuration.dump(config)
+    del resolved["sampler" if config.samplers else "samplers"]
     if dry_run:
         _print_yaml(resolved)
         return
@@ -196,8 +196,10 @@ def distill(words: list[str], out: Path | None, dry_run: bool) -> None:
     device = as_device(config.device)
     spec = teacher_spec(config.teacher, "teacher")
     student = student_of(config.student, spec)
+    from dfkd.distillation import best_of_several, data_digests, one_student
     from dfkd.schemes.offline import make_student
 
+    samplers = [sampler for sampler in (*config.samplers.values(), config.sampler) if sampler is not None]
     with claimed(out, resolved):
         teacher = teacher_of(config.teacher, out / "teacher.safetensors", "teacher", config.device)
         manifest = {
@@ -207,92 +209,18 @@ def distill(words: list[str], out: Path | None, dry_run: bool) -> None:
             "teacher": {"digest": Probe(teacher, spec).digest},
             # of its weights before training: those of a warm start, else those that the seed gives
             "student": {"digest": Probe(make_student(student, spec, config.seed), spec).digest},
-            "data": _data_digests(config.sampler),
-            "data_free": is_data_free(config.sampler),
-            "sources": sources(config.sampler),
+            "data": data_digests(samplers),
+            "data_free": all(is_data_free(sampler) for sampler in samplers),
+            "sources": [source for sampler in samplers for source in sources(sampler)],
         }
         same_models(out, manifest)
-        card, said = _distil(config, teacher, student, spec, out, manifest)
+        make = best_of_several if config.samplers else one_student
+        card, said = make(config, teacher, student, spec, out, manifest)
     replace_file(out / "card.json", (json.dumps(card, indent=1) + "\n").encode())
     print(said)
     if card["status"] == "diverged":
         say("distill: the loss was not finite; the student is that of the last good point. Try a smaller learning rate")
         raise SystemExit(1)
-
-
-def _distil(
-    config: DistillConfig, teacher: nn.Module, student: Any, spec: InputSpec, out: Path, manifest: Mapping[str, Any]
-) -> tuple[dict[str, Any], str]:
-    """Trains and saves the student; its card, and what to say of it."""
-    from dfkd.comparison import try_sampler
-    from dfkd.fidelity.selfcheck import selfcheck
-    from dfkd.schemes.offline import distill as run
-    from dfkd.schemes.offline import make_problem, make_student
-
-    try_sampler(config.sampler, make_problem(teacher, make_student(student, spec, 0), spec, device="cpu"))
-    keep_manifest(out, manifest)
-    distilled = run(
-        teacher,
-        student,
-        config.sampler,
-        spec=spec,
-        objective=configuration.objective(config.objective),
-        budget=config.budget,
-        optimiser=config.optimiser,
-        seed=config.seed,
-        device=config.device,
-        precision=config.precision,
-        student_batchnorm=config.student_train,
-        banks=out / "banks",
-        checkpoint=out / "checkpoint",
-        show_progress=True,
-    )
-    training = distilled.training
-    if training.status == "interrupted":
-        raise KeyboardInterrupt
-    unseen = {name: find("sampler", name, SAMPLERS)() for name in ("uniform", "gaussian", "smoothed")}
-    unseen = {name: part for name, part in unseen.items() if name != config.sampler.name}
-    scores = selfcheck(distilled.problem, config.sampler, training.sampler_state, dict(list(unseen.items())[:2]))
-    images = sum(sum(training.counts[phase].values()) for phase in ("synthesise", "label"))
-    card = {
-        "sampler": configuration.dump(config.sampler),
-        "data_free": is_data_free(config.sampler),
-        "sources": sources(config.sampler),
-        "status": training.status,
-        "steps": training.steps,
-        "teacher_images": images,
-        "seconds": training.seconds,
-        "fidelity_not_a_test_score": scores,
-    }
-    file = out / "student.safetensors"
-    name, options = reference_of(student)
-    models.save(file, distilled.student, reference=name, spec=spec, options=options, card=card)
-    table = "\n".join(
-        f"  {name:32s} {_percent(found['agreement'])}   KL {_nats(found['kl'])}" for name, found in scores.items()
-    )
-    return card, (
-        f"{training.status} after {training.steps} steps, {images} teacher images\n"
-        f"agreement with the teacher (not a test score):\n{table}\nstudent: {file}"
-    )
-
-
-def _data_digests(sampler: Sampler) -> dict[str, Any] | None:
-    """The data that a sampler's parts read, as it is now; None where it reads none."""
-    parts = [part for part in walk(sampler) if not part.data_free and isinstance(getattr(part, "data", None), str)]
-    if not parts:
-        return None
-    from dfkd.data import load
-
-    digests = {part.data: load(part.data, size=getattr(part, "size", None)).digest for part in parts}  # type: ignore[attr-defined]  # checked above
-    return {"digest": " ".join(digests.values()), "sources": digests}
-
-
-def _percent(value: float | None) -> str:
-    return "   none  " if value is None else f"{100 * value:6.2f} %"
-
-
-def _nats(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4f} nats"
 
 
 def _same_model(teacher: Any) -> dict[str, Any]:

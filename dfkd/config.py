@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from dfkd.engine import Budget, Optimiser
+from dfkd.engine import Budget, Optimiser, Stop
 from dfkd.interfaces import Sampler, default_label
 from dfkd.losses import Objective, combine
 from dfkd.naming import unknown
@@ -113,11 +113,17 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """The settings of `dfkd distill`: as for compare, with one sampler and one seed."""
+    """The settings of `dfkd distill`: as for compare, with one sampler and one seed.
+
+    samplers: several in place of the one: a student is trained on each, and the one is kept that matches best on the
+    draws of all, weighted by what the teacher says of them. stop: ends the run before its budget where a signal that
+    needs no data is flat. Neither ever sees a test set.
+    """
 
     teacher: TeacherConfig
     student: StudentConfig
-    sampler: Sampler
+    sampler: Sampler | None = None
+    samplers: dict[str, Sampler] = field(default_factory=dict)
     objective: dict[str, Any] = field(default_factory=lambda: {"kl": {"temperature": 4.0}})
     budget: Budget = Budget(steps=2000)
     optimiser: Optimiser = Optimiser()
@@ -125,10 +131,17 @@ class DistillConfig:
     device: str | None = None
     precision: str | None = None
     student_train: str = "train"
+    stop: Stop | None = None
 
     def __post_init__(self) -> None:
         objective(self.objective)
         check_choices(self)
+        if bool(self.samplers) == (self.sampler is not None):
+            raise ValueError("sampler: expected one sampler, or several named by samplers")
+        if self.stop is not None:
+            self.stop.span(self.optimiser)  # a rate that cannot be held is found now
+            if self.samplers:
+                raise ValueError("stop: expected one sampler with it, as several are compared at equal budgets")
 
 
 @dataclass(frozen=True)
@@ -351,6 +364,8 @@ def _shown(value: Any) -> str:
 
 def _several(hint: Any, value: Any, where: str) -> Any:
     """A list of samplers, as a tuple of them or by label."""
+    if value == {} and typing.get_origin(hint) is dict:
+        return {}  # as `dump` writes it where none are named
     if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
         raise ValueError(f"{where}: expected a list of samplers, found {value!r}")
     if not value:

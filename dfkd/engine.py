@@ -26,22 +26,25 @@ from dfkd.losses import Objective
 from dfkd.problem import PHASES, Problem
 from dfkd.rng import derive, initialised
 from dfkd.runtime import Bar, Interruption, Stopwatch, agree, clock
-from dfkd.schedule import Budget, Optimiser
+from dfkd.schedule import Budget, Optimiser, Stop
 from dfkd.types import Batch, Outputs
 
-__all__ = ["Budget", "Optimiser", "Training", "train"]
+__all__ = ["Budget", "Optimiser", "Stop", "Training", "train"]
 
 Status = Literal["ok", "diverged", "interrupted"]
 Monitor = Callable[[], dict[str, float]]
+Signal = Callable[[Any], dict[str, float]]
+_SIGNAL = "signal_"  # what the values begin with that a run may be stopped by
 
 
 @dataclass(frozen=True)
 class Training:
     """What a run leaves beside the trained student.
 
-    seconds: all of it but what `monitor` took, charged banks included; synthesise_seconds: the part inside `init` and
-    `draw`. curve: one line for each log point, loss being the mean since the line before. counts: images through the
-    teacher in this run, by phase.
+    seconds: all of it but what `monitor` and `signal` took, charged banks included; synthesise_seconds: the part inside
+    `init` and `draw`. curve: one line for each log point, loss being the mean since the line before. counts: images
+    through the teacher in this run, by phase. flat_at: the step at which all signals were found flat, None where they
+    were not, and the run lasted as long as its budget.
     """
 
     status: Status
@@ -51,6 +54,7 @@ class Training:
     curve: list[dict[str, float]]
     sampler_state: Any
     counts: dict[str, dict[str, int]]
+    flat_at: int | None = None
 
 
 def train(
@@ -66,19 +70,25 @@ def train(
     checkpoint_seconds: float = 60.0,
     identity: str = "",
     monitor: Monitor | None = None,
+    signal: Signal | None = None,
+    stop: Stop | None = None,
     log_points: int = 20,
     show_progress: bool = False,
 ) -> Training:
     """Trains `problem.student.module` in place on what the sampler draws; continues `checkpoint` where there is one.
 
     student_batchnorm: `train` (the batch's statistics, stored ones follow) or `fixed` (stored ones, never moved).
-    monitor: called at log points; what it returns joins the curve, its time and images do not count.
+    monitor: called at log points; what it returns joins the curve, its time and images do not count. signal: likewise,
+    given the sampler's state, which it leaves as it was; its values called `signal_...` are what `stop` looks at.
     """
     if student_batchnorm not in ("train", "fixed"):
         raise ValueError(f"student_batchnorm: expected train or fixed, found {student_batchnorm!r}")
     if log_points < 1:
         raise ValueError(f"log_points: expected an integer >= 1, found {log_points!r}")
-    settings = repr((int(seed), budget, optimiser, student_batchnorm, log_points))
+    if stop is not None and signal is None:
+        raise ValueError("stop: expected a signal to look at, found none")
+    parts = (int(seed), budget, optimiser, student_batchnorm, log_points)
+    settings = repr(parts if stop is None else (*parts, stop))
     identity = f"{identity}/{hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()}"
     with ExitStack() as stack:
         interruption = stack.enter_context(Interruption().watching())
@@ -92,7 +102,7 @@ def train(
         stack.enter_context(problem.student.counting("synthesise"))
         bar = Bar(sampler.name, show_progress)
         stack.callback(bar.close)
-        run = _Run(problem, sampler, objective, budget, optimiser, seed, log_points, monitor)
+        run = _Run(problem, sampler, objective, budget, optimiser, seed, log_points, monitor, signal, stop)
         if checkpoint is not None and checkpoint.exists():
             run.load_state_dict(files.load(checkpoint, identity, problem.device))
 
@@ -107,7 +117,7 @@ def train(
 def _loop(run: "_Run", interruption: Interruption, bar: Bar, save: Callable[[], None], every: float) -> Status:
     """Steps until the budget is spent, SIGTERM came, or something is not finite."""
     saved = time.monotonic()
-    while not agree(run.progress >= 1.0):
+    while not agree(run.done):
         run.step()
         logging = run.at_log_point
         stopping = agree(interruption.requested)
@@ -120,7 +130,7 @@ def _loop(run: "_Run", interruption: Interruption, bar: Bar, save: Callable[[], 
         if saving:
             save()
             saved = time.monotonic()
-        if stopping and run.progress < 1.0:
+        if stopping and not run.done:
             return "interrupted"
         bar.update(run.progress)
     save()
@@ -153,9 +163,16 @@ class _Run:
         seed: int,
         log_points: int,
         monitor: Monitor | None,
+        signal: Signal | None,
+        stop: Stop | None,
     ) -> None:
         self._problem, self._sampler, self._objective, self._budget = problem, sampler, objective, budget
         self._settings, self._log_points, self._monitor = optimiser, log_points, monitor
+        self._signal, self._stop = signal, stop
+        # progress at which the rate begins to fall and at which the run ends, where it may stop early
+        self._fall, self._end = (1.0 if stop is None else 1.0 / (1.0 + stop.span(optimiser))), 1.0
+        self._flat_at: int | None = None
+        self._signals: dict[str, list[float]] = {}
         needs = objective.needs
         self._taps = {who: tuple(needs.get(who, ())) for who in ("student", "teacher")}
         if objective.input_grad:
@@ -188,6 +205,10 @@ class _Run:
     def progress(self) -> float:
         return self._problem.progress
 
+    @property
+    def done(self) -> bool:
+        return self.progress >= self._end
+
     def _seconds(self, now: float) -> float:
         charged = self._problem.charged_seconds - self._charged_before
         return self._seconds_before + now - self._began - self._paused + charged
@@ -205,6 +226,8 @@ class _Run:
 
     def step(self) -> None:
         rate = self._settings.rate(self._problem.progress)
+        if self._stop is not None:
+            rate = self._settings.held(self._problem.progress, self._fall, self._end)
         self._watch.start()
         batch = self._sampler.draw(self._state, self._problem, self._budget.batch)
         self._watch.stop()
@@ -276,14 +299,30 @@ class _Run:
             "seconds": self._seconds(now),
             "loss": float(self._loss_sum) / self._loss_steps,  # sync
         }
-        if self._monitor is not None:
+        if self._monitor is not None or self._signal is not None:
             with problem.teacher.counting("evaluate"), problem.student.counting("evaluate"):
-                line.update(self._monitor())
+                line.update({} if self._monitor is None else self._monitor())
+                line.update({} if self._signal is None else self._signal(self._state))
             self._paused += clock(problem.device) - now
         self._curve.append(line)
+        self._look_whether_flat()
         self._loss_sum.zero_()
         self._loss_steps = 0
         self._logged = math.floor(problem.progress * self._log_points + 1e-9)
+
+    def _look_whether_flat(self) -> None:
+        """Once, before the rate falls anyway: where all signals are flat the fall begins now and ends the run."""
+        stop, progress = self._stop, self._problem.progress
+        if stop is None or self._flat_at is not None or progress >= self._fall:
+            return
+        if progress < self._settings.warmup:
+            return  # while the rate still rises nothing is flat for good
+        for name, value in self._curve[-1].items():
+            if name.startswith(_SIGNAL):
+                self._signals.setdefault(name, []).append(value)
+        if agree(bool(self._signals) and all(stop.flat(values) for values in self._signals.values())):
+            self._flat_at, self._fall = self._steps, progress
+            self._end = progress * (1.0 + stop.span(self._settings))
 
     # -- to be saved and put back --------------------------------------------------------------------------------
 
@@ -304,6 +343,7 @@ class _Run:
             "loss_steps": self._loss_steps,
             "curve": self._curve,
             "logged": self._logged,
+            "stop": [self._fall, self._end, self._flat_at, self._signals],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -325,6 +365,7 @@ class _Run:
         self._loss_sum.copy_(state["loss_sum"])
         self._loss_steps, self._logged = state["loss_steps"], state["logged"]
         self._curve = list(state["curve"])
+        self._fall, self._end, self._flat_at, self._signals = state["stop"]
         self._good = _snapshot(self._student)
         self._advance()
 
@@ -338,7 +379,8 @@ class _Run:
 
     def result(self, status: Status) -> Training:
         seconds = self._seconds(clock(self._problem.device))
-        return Training(status, self._steps, seconds, self._synthesis(), self._curve, self._state, self._counts())
+        spent = self._synthesis()
+        return Training(status, self._steps, seconds, spent, self._curve, self._state, self._counts(), self._flat_at)
 
 
 def _copy(counts: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:

@@ -2,10 +2,13 @@
 
 Cosine: Loshchilov, Hutter: SGDR: Stochastic Gradient Descent with Warm Restarts. 2016. arXiv:1608.03983 (no restarts).
 One cycle: Smith, Topin: Super-Convergence. 2017. arXiv:1708.07120 (momentum stays; rates as in torch's OneCycleLR).
+Hold, then fall: Haegele et al.: Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations. 2024.
+arXiv:2405.18392 (a constant rate with a cooldown; here along a cosine, and begun by a signal).
 Changed in all: the rate follows the run's progress in [0, 1], so it fits a budget of images or seconds too.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +16,7 @@ from torch import nn
 
 from dfkd.naming import unknown
 
-__all__ = ["OPTIMISERS", "SCHEDULES", "Budget", "Optimiser"]
+__all__ = ["OPTIMISERS", "SCHEDULES", "Budget", "Optimiser", "Stop"]
 
 OPTIMISERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "one_cycle", "constant", "steps")
@@ -129,6 +132,55 @@ class Optimiser:
         if self.schedule == "steps":
             return self.learning_rate * self.decay ** sum(progress >= milestone for milestone in self.milestones)
         return self.learning_rate * _between(1.0, 0.0, (progress - self.warmup) / (1.0 - self.warmup))
+
+    def held(self, progress: float, fall: float, end: float) -> float:
+        """The rate of a run that may stop early: the peak until progress `fall`, then down to 0 at `end`.
+
+        A `constant` rate does not fall. Warm-up is as without stopping.
+        """
+        if self.schedule == "constant" or progress < min(self.warmup, fall):
+            return self.rate(progress)
+        if progress < fall:
+            return self.learning_rate
+        return self.learning_rate * _between(1.0, 0.0, min(1.0, (progress - fall) / (end - fall)))
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Ends a run before its budget where its signals are flat: numbers for each log point, the lower the better.
+
+    Under a rate that falls to the end of the budget this would be wrong both ways: while the rate is high signals can
+    be flat though the fall would still lower them, and during the fall they are not. So the rate is held at its peak
+    until all signals are flat, and then falls to 0; where they never are, the fall ends with the budget.
+
+    patience: log points, of which there are 20 in a budget, that must all be no better than the best before them,
+    >= 1. tolerance: by what fraction of the best they must be lower to count as better, in [0, 1). decay: length of the
+    fall, as a fraction of what was spent until it begins, in (0, 1]; a `constant` rate does not fall and stops at once.
+    """
+
+    patience: int = 3
+    tolerance: float = 0.02
+    decay: float = 0.25
+
+    def __post_init__(self) -> None:
+        _whole("patience", self.patience)
+        _number("tolerance", self.tolerance, below=1.0)
+        _number("decay", self.decay, above=0.0)
+        if self.decay > 1.0:
+            raise ValueError(f"decay: expected a number > 0 and <= 1, found {self.decay!r}")
+
+    def flat(self, signal: Sequence[float]) -> bool:
+        """Whether none of the last `patience` values is lower than the best before them by the tolerance."""
+        before, last = signal[: -self.patience], signal[-self.patience :]
+        return bool(before) and min(last) >= (1.0 - self.tolerance) * min(before)
+
+    def span(self, optimiser: Optimiser) -> float:
+        """How long the fall is, as a fraction of what was spent; ValueError for a rate that cannot be held."""
+        if optimiser.schedule not in ("cosine", "constant"):
+            raise ValueError(
+                f"stop: expected the schedule cosine or constant, whose peak can be held, found {optimiser.schedule!r}"
+            )
+        return 0.0 if optimiser.schedule == "constant" else self.decay
 
 
 def check_milestones(schedule: str, milestones: tuple[float, ...]) -> None:

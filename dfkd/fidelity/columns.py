@@ -20,6 +20,7 @@ from dfkd.types import BatchNormMode, InputSpec, Labelling, whole
 __all__ = [
     "Column",
     "Kind",
+    "as_evaluation",
     "chunks",
     "draws_column",
     "logits",
@@ -89,7 +90,7 @@ def draws_column(label: str, sampler: Sampler, state: Any, problem: Problem, n: 
     images: list[Tensor] = []
     labels: list[Tensor | None] = []
     labelling: Labelling = ()
-    with _as_evaluation(problem):
+    with as_evaluation(problem):
         for part in chunks(n, batch, mixed=False):
             drawn = sampler.draw(state, problem, len(part), learn=False)
             images.append(to_bytes(drawn.x, problem.spec).cpu())  # sync
@@ -154,7 +155,7 @@ def _joined(runs: Labelling) -> Iterator[tuple[int, BatchNormMode]]:
 
 
 @contextmanager
-def _as_evaluation(problem: Problem) -> Iterator[None]:
+def as_evaluation(problem: Problem) -> Iterator[None]:
     """Inside, whatever phase a sampler counts under, it ends up under "evaluate": budgets are not charged."""
     probes = (problem.teacher, problem.student)
     before = [{phase: dict(count) for phase, count in probe.counts.items()} for probe in probes]

@@ -8,12 +8,13 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from dfkd import models
-from dfkd.engine import Budget, Optimiser, Training, train
+from dfkd.engine import Budget, Optimiser, Stop, Training, train
 from dfkd.interfaces import Sampler, StudentFactory
 from dfkd.losses import KL, Objective, combine
 from dfkd.problem import Probe, Problem
@@ -90,13 +91,16 @@ def distill(
     checkpoint: Path | None = None,
     identity: str = "",
     monitor: Callable[[Problem], dict[str, float]] | None = None,
+    signal: Callable[[Problem, Any], dict[str, float]] | None = None,
+    stop: Stop | None = None,
     show_progress: bool = False,
 ) -> Distilled:
     """Trains a student to match the teacher on the sampler's inputs; the last step is the result.
 
     teacher takes (n, c, h, w) pixels and returns (n, k) logits; it is not altered. objective: KL at temperature 4.
-    checkpoint: a file that is written as the run goes and continued from where it exists. ValueError for models that
-    do not fit the spec; UnsupportedProblem where the teacher lacks what the sampler needs.
+    checkpoint: a file that is written as the run goes and continued from where it exists. monitor, signal and stop: see
+    `engine.train`; a signal that needs no data is `fidelity.selfcheck.Signal`. ValueError for models that do not fit
+    the spec; UnsupportedProblem where the teacher lacks what the sampler needs.
     """
     problem = make_problem(
         teacher,
@@ -108,6 +112,7 @@ def distill(
         banks=banks,
     )
     watch = None if monitor is None else (lambda: monitor(problem))
+    listen = None if signal is None else (lambda state: signal(problem, state))
     with problem.teacher.frozen():
         training = train(
             problem,
@@ -120,6 +125,8 @@ def distill(
             checkpoint=checkpoint,
             identity=identity,
             monitor=watch,
+            signal=listen,
+            stop=stop,
             show_progress=show_progress,
         )
     return Distilled(problem.student.module.eval(), training, problem)

@@ -12,8 +12,19 @@ pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="
 
 CORE = {"types", "rng", "problem", "interfaces", "naming", "pixels", "augment", "about", "files"}
 RUN = {"engine", "runtime", "checkpoint", "schedule"}
-COMPARE = {"comparison", "plan", "cells", "scoring", "claim", "jobs", "scout"}
-WORDS = {"candidates", "config", "registry", "cli", "commands", "resolve", "listing", "layout", "__main__"}
+COMPARE = {"comparison", "plan", "cells", "scoring", "claim", "jobs", "scout", "selection"}
+WORDS = {
+    "candidates",
+    "config",
+    "distillation",
+    "registry",
+    "cli",
+    "commands",
+    "resolve",
+    "listing",
+    "layout",
+    "__main__",
+}
 SINGLE = {"losses", "models", "data", "schemes", "fidelity", "results", "report", "evaluate"}
 
 MAY: dict[str, set[str]] = {

@@ -1,0 +1,174 @@
+"""What `dfkd distill` does once its settings are read: one student, or the best of several, saved with a card."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dfkd import config as configuration
+from dfkd import models
+from dfkd.claim import keep_manifest
+from dfkd.config import DistillConfig
+from dfkd.files import replace_file
+from dfkd.interfaces import Sampler, is_data_free, sources, walk
+from dfkd.plan import Evaluation, reference_of
+from dfkd.registry import SAMPLERS, find
+from dfkd.types import InputSpec
+
+__all__ = ["best_of_several", "data_digests", "one_student"]
+
+SIGNAL_ROWS = 500  # in each bank of the signal
+
+
+def one_student(
+    config: DistillConfig, teacher: nn.Module, student: Any, spec: InputSpec, out: Path, manifest: Mapping[str, Any]
+) -> tuple[dict[str, Any], str]:
+    """Trains and saves the student; its card, and what to say of it."""
+    from dfkd.comparison import try_sampler
+    from dfkd.fidelity.selfcheck import Signal, selfcheck
+    from dfkd.schemes.offline import distill as run
+    from dfkd.schemes.offline import make_problem, make_student
+
+    sampler = config.sampler
+    assert sampler is not None  # else there are several
+    try_sampler(sampler, make_problem(teacher, make_student(student, spec, 0), spec, device="cpu"))
+    keep_manifest(out, manifest)
+    distilled = run(
+        teacher,
+        student,
+        sampler,
+        spec=spec,
+        objective=configuration.objective(config.objective),
+        budget=config.budget,
+        optimiser=config.optimiser,
+        seed=config.seed,
+        device=config.device,
+        precision=config.precision,
+        student_batchnorm=config.student_train,
+        banks=out / "banks",
+        checkpoint=out / "checkpoint",
+        signal=None if config.stop is None else Signal(sampler, _quiet(sampler), SIGNAL_ROWS, config.seed),
+        stop=config.stop,
+        show_progress=True,
+    )
+    training = distilled.training
+    if training.status == "interrupted":
+        raise KeyboardInterrupt
+    unseen = {name: find("sampler", name, SAMPLERS)() for name in ("uniform", "gaussian", "smoothed")}
+    unseen = {name: part for name, part in unseen.items() if name != sampler.name}
+    scores = selfcheck(distilled.problem, sampler, training.sampler_state, dict(list(unseen.items())[:2]))
+    images = sum(sum(training.counts[phase].values()) for phase in ("synthesise", "label"))
+    card = {
+        **_about(sampler),
+        "status": training.status,
+        "steps": training.steps,
+        "stopped_by_own_signal": training.flat_at is not None,
+        "signal_flat_at_step": training.flat_at,
+        "teacher_images": images,
+        "seconds": training.seconds,
+        "fidelity_not_a_test_score": scores,
+    }
+    replace_file(out / "curve.jsonl", "".join(json.dumps(line) + "\n" for line in training.curve).encode())
+    file = out / "student.safetensors"
+    name, options = reference_of(student)
+    models.save(file, distilled.student, reference=name, spec=spec, options=options, card=card)
+    table = "\n".join(
+        f"  {name:32s} {_percent(found['agreement'])}   KL {_nats(found['kl'])}" for name, found in scores.items()
+    )
+    flat = training.flat_at
+    why = "" if flat is None else f", stopped by its own signal, flat at step {flat} (not a test score)"
+    return card, (
+        f"{training.status} after {training.steps} steps{why}, {images} teacher images\n"
+        f"agreement with the teacher (not a test score):\n{table}\nstudent: {file}"
+    )
+
+
+def best_of_several(
+    config: DistillConfig, teacher: nn.Module, student: Any, spec: InputSpec, out: Path, manifest: Mapping[str, Any]
+) -> tuple[dict[str, Any], str]:
+    """One student for each sampler at equal budgets, compared on all their draws; the preferred one is saved."""
+    from dfkd.comparison import compare
+    from dfkd.plan import run_folder
+    from dfkd.schemes.offline import make_student
+    from dfkd.selection import preference
+
+    folder = out / "candidates"
+    comparison = compare(
+        teacher,
+        student,
+        config.samplers,
+        spec=spec,
+        objective=configuration.objective(config.objective),
+        budget=config.budget,
+        optimiser=config.optimiser,
+        seeds=[config.seed],
+        evaluate=Evaluation(columns=("draws",)),
+        device=config.device,
+        precision=config.precision,
+        student_train=config.student_train,
+        out=folder,
+        show_progress=True,
+    )
+    keep_manifest(out, manifest)
+    preferred = preference(comparison.lines)
+    best = next(iter(preferred))
+    line = next(line for line in comparison.lines if line.sampler == best)
+    card = {
+        **_about(config.samplers[best]),
+        "status": "ok",
+        "steps": line.steps,
+        "chosen": best,
+        "preference_not_a_test_score": preferred,
+        "left_out": {line.sampler: line.status for line in comparison.lines if line.status != "ok"},
+        "teacher_images": sum({line.sampler: line.teacher_images for line in comparison.lines}.values()),
+        "seconds": sum({line.sampler: line.seconds for line in comparison.lines}.values()),
+    }
+    file = out / "student.safetensors"
+    name, options = reference_of(student)
+    network = make_student(student, spec, config.seed)
+    module = models.load(run_folder(folder, best, config.seed) / "student.safetensors", model=network)
+    models.save(file, module, reference=name, spec=spec, options=options, card=card)
+    table = "\n".join(f"  {label:32s} {_percent(value)}" for label, value in preferred.items())
+    return card, (
+        f"chosen: {best}, {card['teacher_images']} teacher images for all\n"
+        f"agreement on all draws, weighted by what the teacher says of them (not a test score):\n{table}\n"
+        f"student: {file}"
+    )
+
+
+def _about(sampler: Sampler) -> dict[str, Any]:
+    return {
+        "sampler": configuration.dump(sampler),
+        "data_free": is_data_free(sampler),
+        "sources": sources(sampler),
+    }
+
+
+def _quiet(sampler: Sampler) -> dict[str, Sampler]:
+    """Two samplers that are no part of this one, labelled as the models are used: what the signal is measured on."""
+    names = [name for name in ("smoothed", "uniform", "gaussian") if name not in {part.name for part in walk(sampler)}]
+    names = [*names, "gaussian", "uniform"][:2]  # a mixture may have all three
+    return {name: find("sampler", name, SAMPLERS)(labelling="eval") for name in names}
+
+
+def data_digests(samplers: Iterable[Sampler]) -> dict[str, Any] | None:
+    """The data that samplers' parts read, as it is now; None where they read none."""
+    reading = [part for sampler in samplers for part in walk(sampler) if not part.data_free]
+    named = [getattr(part, "data", getattr(part, "image", None)) for part in reading]
+    found = [source for source in named if isinstance(source, str)]
+    if not found:
+        return None
+    from dfkd.data import fingerprint
+
+    digests = {source: fingerprint(source) for source in found}
+    return {"digest": " ".join(digests.values()), "sources": digests}
+
+
+def _percent(value: float | None) -> str:
+    return "   none  " if value is None else f"{100 * value:6.2f} %"
+
+
+def _nats(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f} nats"
