@@ -15,15 +15,19 @@ from .generative import Generative
 from .mad import MAD
 from .mixture import Mixture
 from .mixup import Mixup
+from .mosaic_kd import MosaicKD
 from .noise import Gaussian, Smoothed, Uniform
 from .one_image import OneImage
 from .out_of_domain import OutOfDomain
 from .pooled import Pooled
+from .pre_dfkd import PreDFKD
 from .prioritised import Prioritised
 from .real import Real
 from .robust import Robust
 from .shader import Shader
+from .spaceshipnet import SpaceshipNet
 from .spectrum import Spectrum
+from .ssd_kd import SSDKD
 from .zskt import ZSKT
 
 __all__ = [
@@ -31,6 +35,7 @@ __all__ = [
     "DFAD",
     "DFQ",
     "MAD",
+    "SSDKD",
     "ZSKT",
     "Adversarial",
     "Augmented",
@@ -44,14 +49,17 @@ __all__ = [
     "Generative",
     "Mixture",
     "Mixup",
+    "MosaicKD",
     "OneImage",
     "OutOfDomain",
     "Pooled",
+    "PreDFKD",
     "Prioritised",
     "Real",
     "Robust",
     "Shader",
     "Smoothed",
+    "SpaceshipNet",
     "Spectrum",
     "Uniform",
 ]

@@ -79,7 +79,7 @@ class Pooled:
         if not learn:
             return self.fresh(state, problem, n)
         self.grow(state, problem)
-        index = _places(len(state.images), n, state.stream.advance(), problem.device)
+        index = places(len(state.images), n, state.stream.advance(), problem.device)
         return self.take(state, problem, index)
 
     def grow(self, state: State, problem: Problem) -> None:
@@ -148,7 +148,7 @@ def _taken(column: Tensor, index: Tensor) -> Tensor | None:
     return column[index] if len(column) else None
 
 
-def _places(size: int, n: int, rng: torch.Generator, device: torch.device) -> Tensor:
+def places(size: int, n: int, rng: torch.Generator, device: torch.device) -> Tensor:
     """(n,) places in a bank of `size` rows; each comes once before any comes again."""
     turns = [torch.randperm(size, generator=rng, device=device) for _ in range(-(-n // size))]
     return torch.cat(turns)[:n]

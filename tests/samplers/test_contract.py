@@ -31,6 +31,7 @@ from samplers import (
     DFAD,
     DFQ,
     MAD,
+    SSDKD,
     ZSKT,
     Adversarial,
     Augmented,
@@ -44,14 +45,17 @@ from samplers import (
     Generative,
     Mixture,
     Mixup,
+    MosaicKD,
     OneImage,
     OutOfDomain,
     Pooled,
+    PreDFKD,
     Prioritised,
     Real,
     Robust,
     Shader,
     Smoothed,
+    SpaceshipNet,
     Spectrum,
     Uniform,
 )
@@ -60,6 +64,8 @@ MakeProblem = Callable[..., Problem]
 
 INVERSION = DeepInversion(steps=2, batch=8)
 GENERATIVE = Generative(latent=8, width="small", batch=8, student_steps=2)
+SSD = SSDKD(capacity=12, steps=2, latent=6, batch=6, warmup=1, every=2)
+SPACESHIP = SpaceshipNet(latent=6, steps=2, batch=10, every=2, capacity=20)
 FAST = FastDFKD(steps=2, latent=6, batch=6, warmup=1, every=2)
 
 ROWS: dict[str, Sampler] = {
@@ -90,6 +96,12 @@ ROWS: dict[str, Sampler] = {
     "dfq": DFQ(latent=8, width="small", batch=12, student_steps=2),
     "mad": MAD(latent=8, width="small", batch=8, student_steps=2, batchnorm="auto", learning_rate=0.01),
     "fast_dfkd": FAST,
+    "pre_dfkd": PreDFKD(
+        remembered=0.3, latent=8, batch=10, student_steps=2, memory_steps=1, memory_new=4, memory_old=3
+    ),
+    "ssd_kd": SSD,
+    "spaceshipnet": SPACESHIP,
+    "mosaic_kd": MosaicKD("digits", limit=60, latent=8, width="small", batch=10, student_steps=2, critic=4, flip=False),
     "fast_dfkd_plain": replace(FAST, adversarial=0.0, meta="reptile", crop=0, flip=False, warmup=0, redraw_at=2),
     "adversarial": Adversarial(Gaussian(), steps=2),
     "adversarial_all": Adversarial(Real(), steps=1, fraction=1.0, divergence="l1", random_start=True),
@@ -115,6 +127,7 @@ ROWS: dict[str, Sampler] = {
     "adversarial_pooled": Adversarial(Pooled(INVERSION, round=6, every=2), steps=2, fraction=0.5),
     "mixture_three": Mixture((Uniform(), Mixup(Real()), Pooled(GENERATIVE, round=6, every=2)), weights=(2.0, 1.0, 1.0)),
     "mixture_prioritised": Mixture((Prioritised(Uniform(labelling="eval"), round=6, every=2), Real())),
+    "mixture_banks": Mixture((SSD, SPACESHIP)),
     "mixture_nested": Mixture((Mixture((Real(), Gaussian())), Pooled(Real(), round=6), Smoothed())),
     "mixture_equal": Mixture((Smoothed(), Smoothed())),
     "balanced_augmented": Balanced(Augmented(Uniform(labelling="eval"))),
@@ -129,7 +142,7 @@ ROWS: dict[str, Sampler] = {
     "adversarial_robust": Adversarial(Robust((Real(), Smoothed())), steps=1),
     "mixup_pooled": Mixup(Pooled(Balanced(Real()), round=6, every=2)),
 }
-ONLINE = "dafl|dfad|zskt|dfq|mad|online"
+ONLINE = "dafl|dfad|zskt|dfq|mad|online|pre_dfkd|mosaic_kd"
 """Rows with a generator that learns beside the student."""
 COLOUR = (
     "dead_leaves",
@@ -142,6 +155,10 @@ COLOUR = (
     "generative",
     "dafl",
     "zskt",
+    "pre_dfkd",
+    "mosaic_kd",
+    "ssd_kd",
+    "spaceshipnet",
     "deep_inversion",
     "pooled_adversarial",
     "balanced_augmented",
@@ -255,12 +272,13 @@ def test_draws_images_of_the_spec(row: str, box: str, make_problem: MakeProblem)
 # which of y, target and source a row's batches carry; the others are None
 HAVE_Y = "real real_test mixup cutmix adversarial_all pooled_random augmented balanced mixup_pooled pooled_mixture"
 HAVE_TARGET = (
-    "deep_inversion deep_inversion_adaptive pooled prioritised adversarial_pooled energy_class fast_dfkd "
-    "fast_dfkd_plain"
+    "deep_inversion deep_inversion_adaptive pooled prioritised adversarial_pooled energy_class ssd_kd "
+    "spaceshipnet mixture_banks fast_dfkd fast_dfkd_plain"
 )
 HAVE_SOURCE = (
-    "mixture mixture_images mixture_prioritised mixture_three mixture_nested mixture_equal pooled_mixture "
-    "adversarial_modes augmented_mixture mixture_online robust robust_nested adversarial_robust"
+    "mixture mixture_images mixture_prioritised mixture_banks pre_dfkd mosaic_kd mixture_three mixture_nested "
+    "mixture_equal pooled_mixture adversarial_modes augmented_mixture mixture_online robust robust_nested "
+    "adversarial_robust"
 )
 
 
@@ -360,7 +378,7 @@ def test_most_samplers_need_no_student() -> None:
         row
         for row in ROWS
         if re.search(
-            f"adversarial|adaptive|generative|three|prioritised|energy|robust|{ONLINE}|fast_dfkd$",
+            f"adversarial|adaptive|generative|three|prioritised|ssd_kd|banks|energy|robust|{ONLINE}|fast_dfkd$",
             row,
         )
     }
@@ -690,7 +708,7 @@ def test_on_a_gpu(row: str, make_problem: MakeProblem) -> None:
         assert a.x.min() >= 0.0
         assert a.x.max() <= 1.0
         if not re.search(
-            f"adversarial|inversion|generative|three|pooled|prioritised|energy|robust_nested|{ONLINE}",
+            f"adversarial|inversion|generative|three|pooled|prioritised|ssd_kd|spaceshipnet|banks|energy|robust_nested|{ONLINE}",
             row,
         ):  # a search amplifies rounding
             torch.testing.assert_close(a.x, b.x)
