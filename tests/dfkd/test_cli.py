@@ -148,7 +148,17 @@ def test_list_of_samplers(run: Command) -> None:
         assert all(set(option) == {"name", "type", "default", "required"} for option in row["options"])
     assert rows["real"]["data_free"] is False
     assert rows["deep_inversion"]["data_free"] is True
-    composites = {"mixup", "cutmix", "adversarial", "mixture", "pooled", "augmented", "balanced"}
+    composites = {
+        "mixup",
+        "cutmix",
+        "adversarial",
+        "mixture",
+        "robust",
+        "pooled",
+        "prioritised",
+        "augmented",
+        "balanced",
+    }
     assert {name for name, row in rows.items() if row["data_free"] is None} == composites
     assert rows["deep_inversion"]["needs"] == ["input_grad", "batchnorm"]
     assert rows["deep_inversion"]["paper"].startswith("arXiv:")
