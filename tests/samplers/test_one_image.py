@@ -177,6 +177,23 @@ def test_saturation_keeps_the_brightness_of_each_pixel(colourful: str, make_prob
     assert 1.36 < float(factor.max()) <= 1.4 + 1e-3
 
 
+def test_changes_follow_one_another(colourful: str, make_problem: MakeProblem) -> None:
+    """Brightness, then contrast about the mean brightness of that, then saturation, pixel by pixel."""
+    problem = make_problem(shape=(3, 8, 8))
+    most = {"brightness": 0.2, "contrast": 0.3, "saturation": 0.4}
+    before, after = changed(colourful, problem, **most)
+    twin = Views(torch.zeros(3, 60, 60, dtype=torch.uint8), 3).stream.advance()
+    rectangles(200, (60, 60), 1.0, (1.0, 1.0), twin)
+    torch.rand(3, 200, 1, 1, generator=twin)
+    u = (2 * torch.rand(5, 200, 1, 1, generator=twin) - 1)[:4].flatten(1)
+    for row in range(0, 200, 20):
+        bright, strong, vivid = (1 + share * float(u[i, row]) for i, share in enumerate(most.values()))
+        x = before[row] * bright
+        x = strong * x + (1 - strong) * torch.einsum("chw,c->hw", x, LUMA).mean()
+        x = vivid * x + (1 - vivid) * torch.einsum("chw,c->hw", x, LUMA)
+        torch.testing.assert_close(after[row], x.clamp(0, 1), atol=1e-4, rtol=0.0)
+
+
 def test_hue_turns_about_grey(colourful: str, tmp_path: Path, make_problem: MakeProblem) -> None:
     problem = make_problem(shape=(3, 8, 8))
     before, after = changed(colourful, problem, hue=0.1)

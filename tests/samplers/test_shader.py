@@ -105,6 +105,23 @@ def test_noise_lies_between_its_nodes() -> None:
     torch.testing.assert_close(found, slow, atol=1e-5, rtol=0.0)
 
 
+def test_a_warp_sums_octaves_each_half_as_strong() -> None:
+    h, w, n = 16, 32, 12
+    at = shader._coordinates(n, h, w, 1, chance(4))
+    moved = shader._warp(at, chance(8)) - at
+    twin = chance(8)
+    octaves, strength = twin.whole(1, 6, n).flatten().tolist(), twin.between(0.3, 1.0, n).flatten().tolist()
+    grids = [twin.normal(n, 2, cells + 1, cells + 1) for cells in (2, 4, 8)]  # of 16 cells each would have two pixels
+    assert min(octaves) < 3
+    for row in range(n):
+        for c in (0, 1):
+            share = strength[row] * float(at[row, c].std())
+            for i, j in ((0, 0), (3, 17), (15, 31)):
+                used = enumerate(grids[: octaves[row]])
+                slow = sum(0.5**octave * slow_noise(grid[row, c], i, j, h, w) for octave, grid in used)
+                assert float(moved[row, c, i, j]) == pytest.approx(share * slow, abs=1e-4)
+
+
 def test_a_warp_moves_smoothly() -> None:
     at = shader._coordinates(6, 32, 32, 1, chance())
     moved = shader._warp(at, chance()) - at
