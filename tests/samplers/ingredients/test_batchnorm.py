@@ -13,6 +13,7 @@ from dfkd.rng import initialised
 from dfkd.types import InputSpec
 from samplers.ingredients import (
     AUTO,
+    BatchNormGauss,
     BatchNormNorm,
     Best,
     MovingBatchNorm,
@@ -53,7 +54,7 @@ def images(n: int = 4) -> Tensor:
     return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(4))
 
 
-def value(term: BatchNormNorm, problem: Problem, x: Tensor) -> Tensor:
+def value(term: BatchNormNorm | BatchNormGauss, problem: Problem, x: Tensor) -> Tensor:
     objective = Objective(((1.0, term),))
     states = objective.init(problem, 0, "test")
     with objective.watching(problem) as look:
@@ -80,7 +81,37 @@ def test_equals_a_recount(first_layer: float) -> None:
     assert value(BatchNormNorm(first_layer), problem_of(net), x).item() == pytest.approx(slow, rel=1e-4)
 
 
-def test_is_zero_with_finite_gradient_on_what_was_stored() -> None:
+def slow_gauss(given: Tensor, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> float:
+    """given (values, channels): mean over channels of KL(N(stored) || N(batch)), by numerical integration."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    total = 0.0
+    for column, m, v in zip(given.double().T, norm.running_mean.tolist(), norm.running_var.tolist(), strict=True):
+        mean, var = statistics.fmean(column.tolist()), statistics.pvariance(column.tolist())
+        width = math.sqrt(v) / 200
+        for step in range(-2000, 2001):  # ten stored deviations to either side
+            x = m + step * width
+            p = math.exp(-((x - m) ** 2) / (2 * v)) / math.sqrt(2 * math.pi * v)
+            log_ratio = (x - mean) ** 2 / (2 * var) - (x - m) ** 2 / (2 * v) + 0.5 * math.log(var / v)
+            total += p * log_ratio * width
+    return total / len(norm.running_mean)
+
+
+def test_the_gaussian_form_is_a_divergence_of_gaussians() -> None:
+    net, x = Net(), images()
+    assert net.first.running_mean is not None
+    assert net.second.running_var is not None
+    with torch.no_grad():
+        maps = net.conv(x)
+        net.first.running_mean.copy_(maps.mean(dim=(0, 2, 3)) + 0.1)  # so that no channel is dead behind the ReLU
+        pooled = net.eval().first(maps).relu().mean(dim=(2, 3))
+    net.second.running_var.copy_(torch.tensor([0.02, 0.3]))
+    slow = (slow_gauss(maps.permute(0, 2, 3, 1).reshape(-1, 2), net.first) + slow_gauss(pooled, net.second)) / 2
+    assert value(BatchNormGauss(), problem_of(net), x).item() == pytest.approx(slow, rel=1e-3)
+
+
+@pytest.mark.parametrize("term", [BatchNormNorm(), BatchNormGauss()])
+def test_is_zero_with_finite_gradient_on_what_was_stored(term: BatchNormNorm | BatchNormGauss) -> None:
     net, x = Net().train(), images()
     net.first.momentum = net.second.momentum = 1.0
     with torch.no_grad():
@@ -90,7 +121,7 @@ def test_is_zero_with_finite_gradient_on_what_was_stored() -> None:
             norm.running_var *= (n - 1) / n
     x.requires_grad_(True)
     problem = problem_of(net.eval())
-    distance = value(BatchNormNorm(), problem, x)
+    distance = value(term, problem, x)
     (slope,) = torch.autograd.grad(distance, x)
     assert distance.item() < 1e-5
     assert torch.isfinite(slope).all()

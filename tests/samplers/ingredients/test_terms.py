@@ -11,11 +11,13 @@ from torch import Tensor
 
 from dfkd.types import InputSpec, Outputs
 from samplers.ingredients import (
+    Activation,
     Balance,
     Disagreement,
     Divergence,
     OneHot,
     PixelNorm,
+    Smoothness,
     TotalVariation,
     Views,
     disagreement,
@@ -107,6 +109,80 @@ def test_disagreement_pulls_at_both_models_and_against_agreement(divergence: Div
     assert after < loss  # one step down the term is one step away from the teacher
 
 
+def slow_published_js(student: list[float], teacher: list[float], temperature: float) -> float:
+    """Swapped arguments, each of the three clamped to [0.01, 0.99] after the mean is formed."""
+    p, q = softmax(teacher, temperature), softmax(student, temperature)
+    m = [(a + b) / 2 for a, b in zip(p, q, strict=True)]
+    p, q, m = ([min(max(v, 0.01), 0.99) for v in part] for part in (p, q, m))
+    return 0.5 * slow_kl(m, p) + 0.5 * slow_kl(m, q)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_the_published_js_equals_its_definition(temperature: float) -> None:
+    pairs = zip(STUDENT.tolist(), TEACHER.tolist(), strict=True)
+    slow = [slow_published_js(s, t, temperature) for s, t in pairs]
+    term = Disagreement("js", temperature, variant="swapped_clamped")
+    assert term(None, seen(TEACHER, STUDENT)).item() == pytest.approx(-sum(slow) / 5, rel=1e-5)
+    assert Disagreement("js", temperature)(None, seen(TEACHER, STUDENT)).item() != pytest.approx(-sum(slow) / 5, 0.05)
+    far = seen(torch.tensor([[1e4, 0.0]]), torch.tensor([[0.0, 1e4]]))
+    assert term(None, far).item() == pytest.approx(0.5 * math.log(0.01 * 0.99) - math.log(0.5), rel=1e-5)  # above ln 2
+
+
+def test_the_published_js_gives_no_gradient_on_the_clamp() -> None:
+    """With two hundred classes and no sure one all probabilities are below 0.01."""
+    logits = 0.1 * torch.randn(2, 3, 200, generator=torch.Generator().manual_seed(1))
+    student, teacher = logits[0].requires_grad_(True), logits[1].detach()
+    for variant, flat in (("swapped_clamped", True), ("exact", False)):
+        loss = Disagreement("js", variant=cast(Any, variant))(None, seen(teacher, student))
+        (slope,) = torch.autograd.grad(loss, student)
+        assert bool((slope == 0.0).all()) == flat
+
+
+def test_a_ceiling_ends_the_gradient() -> None:
+    student = STUDENT.clone().requires_grad_(True)
+    height = -Disagreement("kl")(None, seen(TEACHER, STUDENT)).item()
+    for ceiling, flat in ((0.9 * height, True), (1.1 * height, False)):
+        loss = Disagreement("kl", ceiling=ceiling)(None, seen(TEACHER, student))
+        (slope,) = torch.autograd.grad(loss, student)
+        assert loss.item() == pytest.approx(-min(height, ceiling), rel=1e-5)
+        assert bool((slope == 0.0).all()) == flat
+
+
+def test_per_class_is_the_mean_over_all_elements() -> None:
+    difference = [
+        abs(a - b) for s, t in zip(STUDENT.tolist(), TEACHER.tolist(), strict=True) for a, b in zip(s, t, strict=True)
+    ]
+    term = Disagreement("l1", per_class=True)
+    assert term(None, seen(TEACHER, STUDENT)).item() == pytest.approx(-sum(difference) / 20, rel=1e-5)
+
+
+def test_student_mode_asks_the_student_in_that_mode() -> None:
+    views = seen(TEACHER, TEACHER)
+    asked: list[str] = []
+
+    def student_as(mode: str) -> Outputs:
+        asked.append(mode)
+        return Outputs(STUDENT)
+
+    views.student_as = student_as  # type: ignore[method-assign]
+    assert Disagreement("kl")(None, views).abs() < 1e-6
+    loss = Disagreement("kl", student_mode="batch")(None, views)
+    assert asked == ["batch"]
+    torch.testing.assert_close(loss, Disagreement("kl")(None, seen(TEACHER, STUDENT)))
+
+
+# -- features ----------------------------------------------------------------------------------------------------
+
+
+def test_activation_equals_its_definition() -> None:
+    features = STUDENT.clone().requires_grad_(True)
+    loss = Activation()(None, seen(penultimate=features))
+    slow = -sum(abs(v) for row in STUDENT.tolist() for v in row) / 20
+    assert loss.item() == pytest.approx(slow, rel=1e-5)
+    (slope,) = torch.autograd.grad(loss, features)
+    assert torch.equal(slope.sign(), -STUDENT.sign())  # down the term is away from 0
+
+
 # -- classes -----------------------------------------------------------------------------------------------------
 
 
@@ -183,13 +259,53 @@ def test_pixel_norm_equals_its_definition() -> None:
     assert PixelNorm()(None, seen(x=IMAGES)).item() == pytest.approx(slow, rel=1e-5)
 
 
-@pytest.mark.parametrize("term", [TotalVariation("l1"), TotalVariation("l2"), PixelNorm()])
+def slow_smoothness(x: Tensor, sigma: float) -> float:
+    """Every pixel against the weighted mean of its 25 neighbours, those beyond an edge mirrored in it."""
+    n, c, h, w = x.shape
+    pixel, total = x.tolist(), 0.0
+
+    def mirrored(at: int, size: int) -> int:
+        return -at if at < 0 else 2 * (size - 1) - at if at >= size else at
+
+    weights = {(a, b): math.exp(-(a * a + b * b) / (2 * sigma**2)) for a in range(-2, 3) for b in range(-2, 3)}
+    for i in range(n):
+        for j in range(c):
+            for down in range(h):
+                for right in range(w):
+                    blurred = sum(
+                        weight * pixel[i][j][mirrored(down + a, h)][mirrored(right + b, w)]
+                        for (a, b), weight in weights.items()
+                    ) / sum(weights.values())
+                    total += (pixel[i][j][down][right] - blurred) ** 2
+    return total / (n * c * h * w)
+
+
+@pytest.mark.parametrize("sigma", [0.7, 1.4142135, 3.0])
+def test_smoothness_equals_its_definition(sigma: float) -> None:
+    assert Smoothness(sigma)(None, seen(x=IMAGES)).item() == pytest.approx(slow_smoothness(IMAGES, sigma), rel=1e-4)
+
+
+def test_smoothness_is_by_default_the_published_blur() -> None:
+    """Its code has weights exp(-(d / 2)^2), d the distance in pixels."""
+    assert Smoothness().sigma == pytest.approx(2**0.5)
+    smallest = torch.rand(1, 1, 3, 3, generator=torch.Generator().manual_seed(1))
+    assert Smoothness()(None, seen(x=smallest)).item() == pytest.approx(slow_smoothness(smallest, 2**0.5), rel=1e-4)
+
+
+def test_smoothness_names_what_is_too_small_to_blur(make_problem: Callable[..., Any]) -> None:
+    Smoothness().init(make_problem(shape=(1, 3, 3)), 0)
+    with pytest.raises(ValueError, match=r"smoothness: expected images of at least 3x3 pixels, found \(1, 2, 8\)"):
+        Smoothness().init(SimpleNamespace(spec=InputSpec((1, 2, 8), 4)), 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("term", [TotalVariation("l1"), TotalVariation("l2"), PixelNorm(), Smoothness()])
 def test_pixel_terms_are_flat_at_grey_and_measure_in_spans(term: Callable[..., Tensor]) -> None:
     grey = torch.full((2, 1, 4, 4), 0.5, requires_grad=True)
     loss = term(None, seen(x=grey))
     (slope,) = torch.autograd.grad(loss, grey)
-    assert loss.item() == 0.0
-    assert torch.equal(slope, torch.zeros_like(slope))
+    blur = 1e-7 if isinstance(term, Smoothness) else 0.0  # the weights add up to 1 but for rounding
+    assert loss.item() <= blur
+    assert slope.abs().max() <= blur
     wide = InputSpec((2, 4, 5), 4, low=-3.0, high=1.0)
     torch.testing.assert_close(term(None, seen(x=4 * IMAGES - 3.0, spec=wide)), term(None, seen(x=IMAGES)))
 
@@ -205,6 +321,11 @@ def test_one_row_of_pixels_has_no_neighbours_below() -> None:
         (lambda: OneHot(cast(Any, "best")), "aim: expected one of target, argmax, found 'best'"),
         (lambda: Disagreement(cast(Any, "k1")), "divergence: expected one of kl, .*, found 'k1'"),
         (lambda: Disagreement("kl", 0.0), "temperature: expected a number > 0, found 0.0"),
+        (lambda: Disagreement("js", variant=cast(Any, "swapped")), "variant: expected one of exact, swapped_clamped"),
+        (lambda: Disagreement("kl", variant="swapped_clamped"), "variant: expected exact with divergence kl"),
+        (lambda: Disagreement("kl", ceiling=0.0), "ceiling: expected a number > 0 or None, found 0.0"),
+        (lambda: Disagreement(student_mode=cast(Any, "train")), "student_mode: expected one of eval, batch"),
+        (lambda: Smoothness(0.0), "sigma: expected a number > 0, found 0.0"),
         (lambda: TotalVariation(cast(Any, "l3")), "norm: expected one of l1, l2, found 'l3'"),
     ],
 )
