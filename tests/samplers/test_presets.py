@@ -1,0 +1,55 @@
+"""Presets of all recipes can be used; those of the generators that learn beside the student are the published ones."""
+
+from typing import Any
+
+import pytest
+
+from dfkd import config
+from dfkd.interfaces import HasPreset, Preset
+from dfkd.registry import SAMPLERS, find
+from dfkd.schedule import Budget, Optimiser
+
+HAVE_PRESETS = [name for name in SAMPLERS if isinstance(find("sampler", name, SAMPLERS), HasPreset)]
+
+PUBLISHED: dict[str, tuple[dict[str, Any], Optimiser, int, int]] = {
+    # objective, optimiser, batch, steps; a mean over ten classes is a tenth of our sum
+    "dafl": (
+        {"kl": {"temperature": 1.0}},
+        Optimiser("adamw", 2e-3, weight_decay=0.0, schedule="constant"),
+        512,
+        200 * 120,
+    ),
+    "dfad": (
+        {"logit_l1": {"weight": 1 / 10}},
+        Optimiser("sgd", 0.01, weight_decay=1e-4, schedule="constant"),
+        512,
+        40 * 50 * 5,
+    ),
+    "zskt": (
+        {"kl": {"temperature": 1.0, "weight": 1 / 10}},
+        Optimiser("adamw", 2e-3, weight_decay=0.0, clip=5.0),
+        128,
+        80_000 * 10,
+    ),
+    "dfq": ({"kl": {"temperature": 1.0}}, Optimiser("sgd", 0.1, weight_decay=1e-4), 256, 200 * 40 * 10),
+    "mad": ({"kl": {"temperature": 1.0}}, Optimiser("sgd", 0.1, weight_decay=1e-4), 256, 200 * 40 * 10),
+}
+
+
+@pytest.mark.parametrize("name", HAVE_PRESETS)
+def test_can_be_used_as_it_stands(name: str) -> None:
+    preset = find("sampler", name, SAMPLERS).preset
+    if not isinstance(preset, Preset):  # one that depends on the settings
+        return
+    config.objective(preset.objective)
+    Optimiser(**preset.optimiser)
+    Budget(batch=preset.batch, steps=preset.steps or 1)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_is_the_published_one(name: str) -> None:
+    preset = find("sampler", name, SAMPLERS).preset
+    objective, optimiser, batch, steps = PUBLISHED[name]
+    assert preset.objective == objective
+    assert Optimiser(**preset.optimiser) == optimiser
+    assert (preset.batch, preset.steps) == (batch, steps)
