@@ -34,7 +34,7 @@ from dfkd.rng import derive
 from dfkd.schemes.offline import make_problem, make_student
 from dfkd.types import InputSpec
 
-__all__ = ["CRITERIA", "Scouted", "Settings", "ranked", "scout", "table"]
+__all__ = ["CRITERIA", "Scouted", "Settings", "ranked", "resolution", "scout", "table"]
 
 CRITERIA: Final[Mapping[str, bool]] = {"histogram_entropy": True, "batchnorm_gauss": False, "feature_rank": True}
 """The diagnostics that the score is made of, and whether more of it is better. What a teacher has not is left out."""
@@ -112,8 +112,12 @@ def scout(
     finally:
         for part, training in before:
             part.training = training
-    k = spec.num_classes
-    return ranked(found, {"histogram_entropy": (k - 1) / (2.0 * settings.rows * math.log(k))})
+    return ranked(found, resolution(settings.rows, spec.num_classes))
+
+
+def resolution(rows: int, classes: int) -> dict[str, float]:
+    """Differences that so many rows cannot tell from none, by criterion: the bias of an entropy over k classes."""
+    return {"histogram_entropy": (classes - 1) / (2.0 * rows * math.log(classes))}
 
 
 def ranked(found: Sequence[Scouted], level: Mapping[str, float] | None = None) -> list[Scouted]:

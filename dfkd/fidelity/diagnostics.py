@@ -68,7 +68,8 @@ def diagnose(
 ) -> Diagnosis:
     """x (n, c, h, w) uint8 or pixels; the teacher is asked run by run in batches, counted under "evaluate".
 
-    The spread over batches depends on `batch` and is None for one batch; nothing else depends on it in mode `eval`.
+    The distances to the stored statistics are those of mode `eval`, whatever the rows are labelled in. The spread over
+    batches depends on `batch` and is None for one batch; nothing else depends on it in mode `eval`.
     """
     runs = whole(len(x), labelling) if isinstance(labelling, str) else labelling
     if len(x) < 1 or sum(rows for rows, _ in runs) != len(x):
@@ -125,9 +126,11 @@ def _ask(
             for part in chunks(rows, batch, mixed=mode == "batch"):
                 pixels = to_pixels(x[(start + part).to(x.device)].to(teacher.device), spec)
                 logits = teacher(pixels, mode).logits
+                features += [given.flatten(1).double().cpu() for given in last]  # sync
+                if mode == "batch" and "batchnorm" in teacher.capabilities:
+                    teacher(pixels)  # normalised by the batch all layers but the first would look as if on the data
                 for place, entry in enumerate(seen):
                     moments.setdefault(place, _Moments(entry)).add(entry, len(part))
-                features += [given.flatten(1).double().cpu() for given in last]  # sync
                 answers.append(logits.double().log_softmax(dim=1).cpu())  # sync
                 sizes.append(len(part))
             start += rows

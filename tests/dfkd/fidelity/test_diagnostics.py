@@ -93,6 +93,16 @@ def test_batch_mode_changes_what_the_teacher_says(teacher: Probe, spec: InputSpe
     assert abs(stored - own) > 1e-3
 
 
+def test_the_distance_to_what_is_stored_is_that_of_eval(teacher: Probe, spec: InputSpec) -> None:
+    """By the statistics of the batch the second layer would be given nearly what it has stored."""
+    dark = X // 8
+    mixed = diagnose(teacher, dark, spec, ((20, "batch"), (30, "eval")), batch=10)
+    stored = diagnose(teacher, dark, spec, batch=10)
+    for found, expected in zip(mixed.layers, stored.layers, strict=True):
+        assert (found.shift, found.gauss) == pytest.approx((expected.shift, expected.gauss), rel=1e-5)
+    assert teacher.counts["evaluate"]["forward"] == 20 + 50 + 50
+
+
 def test_one_batch_no_batchnorm_and_the_count(plain: Probe, teacher: Probe, spec: InputSpec) -> None:
     values = diagnose(plain, X, spec).values
     assert values["batchnorm_shift"] is None
