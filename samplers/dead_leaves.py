@@ -23,7 +23,7 @@ Shape = Literal["mixed", "disc", "square", "rotated_square", "rectangle", "trian
 KINDS = get_args(Shape)[1:]
 
 _AREAS = (math.pi, 2.0, 2.0, 4 / math.pi, 3 / (2 * math.pi), 3 / math.pi)  # of each kind, on average, for a radius of 1
-_CELLS = 1 << 17  # pixels tested at once: what stays in a processor's cache
+_CELLS = 1 << 18  # pixels tested at once: what stays in a processor's cache
 _WIDE = 0.8  # of the shorter side: a window wider than this is the whole image
 _BITS = 13  # of a key are the shape's number, the 18 above it chance
 _CANVAS = (1 << 31) - 1

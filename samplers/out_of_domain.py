@@ -1,4 +1,4 @@
-"""Images of another domain that the user names, none of the teacher's classes among them; the teacher labels them.
+"""Images of another domain that the user names, labelled by the teacher.
 
 For arbitrary images as such: Nayak, Mopuri, Chakraborty: Effectiveness of Arbitrary Transfer Sets for Data-free
 Knowledge Distillation. 2021. arXiv:2011.09113. For the images the teacher is least sure of: Fang, Bao, Song, Wang, Xie,
@@ -30,9 +30,10 @@ class OutOfDomain:
     """Each image once per epoch in a new order, scaled to what the teacher takes, without its label.
 
     data: a folder of images, with class folders or without, an .npz file, or a data set by name. keep: only so many of
-    them, those of highest entropy under the teacher, which is asked about all of them once; None keeps all. limit: how
-    many images are read, None reads all. labelling: BatchNorm statistics the teacher labels with, `eval` (stored) or
-    `batch` (of the rows asked together). info `overlap`: how many of its classes bear a name of the teacher's.
+    them, those of highest entropy under the teacher, which is asked about all of them whenever a run starts or goes on;
+    None keeps all. limit: how many images are read, None reads all. labelling: BatchNorm statistics the teacher labels
+    with, `eval` (stored) or `batch` (of the rows asked together). info `overlap`: how many of its classes bear a name
+    of the teacher's.
     """
 
     data: str
