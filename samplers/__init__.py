@@ -3,6 +3,7 @@
 from .adversarial import Adversarial
 from .augmented import Augmented
 from .balanced import Balanced
+from .cmi import CMI
 from .cutmix import CutMix
 from .dafl import DAFL
 from .dead_leaves import DeadLeaves
@@ -16,6 +17,7 @@ from .mad import MAD
 from .mixture import Mixture
 from .mixup import Mixup
 from .mosaic_kd import MosaicKD
+from .nayer import NAYER
 from .noise import Gaussian, Smoothed, Uniform
 from .one_image import OneImage
 from .out_of_domain import OutOfDomain
@@ -27,14 +29,17 @@ from .robust import Robust
 from .shader import Shader
 from .spaceshipnet import SpaceshipNet
 from .spectrum import Spectrum
+from .sre2l import SRe2L
 from .ssd_kd import SSDKD
 from .zskt import ZSKT
 
 __all__ = [
+    "CMI",
     "DAFL",
     "DFAD",
     "DFQ",
     "MAD",
+    "NAYER",
     "SSDKD",
     "ZSKT",
     "Adversarial",
@@ -57,6 +62,7 @@ __all__ = [
     "Prioritised",
     "Real",
     "Robust",
+    "SRe2L",
     "Shader",
     "Smoothed",
     "SpaceshipNet",

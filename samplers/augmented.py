@@ -1,4 +1,4 @@
-"""Another sampler's images, shifted, mirrored or rolled, each row in its own way.
+"""Another sampler's images, shifted, enlarged, mirrored or rolled, each row in its own way.
 
 no paper. The teacher labels the changed image, so the pixels that are taught are those it was asked about.
 """
@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dfkd.augment import crop, flip, roll
+from dfkd.augment import crop, flip, resized_crop, roll
 from dfkd.interfaces import Sampler
 from dfkd.problem import Problem
 from dfkd.rng import derive
@@ -20,18 +20,19 @@ from .state import State, Stream
 
 @dataclass(frozen=True)
 class Augmented:
-    """Rows of the base after a random crop, a random flip and a random roll.
+    """Rows of the base after a random crop, enlargement, flip and roll.
 
     base: where the images come from. crop: black pixels around the image, of which a window of its size is cut; 0 is
     off, None takes an eighth of the shorter side (4 at 32 pixels, 1 at 8). flip: whether half of the rows are mirrored
     left to right; off unless told, as a mirrored digit is no digit. roll: most pixels that a row is moved around its
-    edges, 0 is off.
+    edges, 0 is off. area: the smallest share of the image that a crop scaled up to its size shows, in (0, 1]; 1 is off.
     """
 
     base: Sampler
     crop: int | None = None
     flip: bool = False
     roll: int = 0
+    area: float = 1.0
     name: ClassVar[str] = "augmented"
     data_free: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ()
@@ -44,8 +45,10 @@ class Augmented:
         whole_at_least(self, 0, "roll")
         if not isinstance(self.flip, bool):
             raise ValueError(f"flip: expected true or false, found {self.flip!r}")
-        if self.crop == 0 and not self.flip and self.roll == 0:
-            raise ValueError("crop: expected a change to the images, found crop 0, flip off and roll 0")
+        if not 0.0 < self.area <= 1.0:
+            raise ValueError(f"area: expected a number in (0, 1], found {self.area!r}")
+        if self.crop == 0 and not self.flip and self.roll == 0 and self.area == 1.0:
+            raise ValueError("crop: expected a change to the images, found crop 0, flip off, roll 0 and area 1")
 
     def init(self, problem: Problem, seed: int) -> State:
         stream = Stream(derive(seed, self.name), problem.device)
@@ -58,6 +61,8 @@ class Augmented:
         pad = max(1, min(spec.height, spec.width) // 8) if self.crop is None else self.crop
         if pad:
             x = crop(x, rng, pad, spec.low)
+        if self.area < 1.0:
+            x = resized_crop(x, rng, (self.area, 1.0))
         if self.flip:
             x = flip(x, rng, 0.5)
         if self.roll:

@@ -12,11 +12,12 @@ from .batchnorm import (
     noise_start,
 )
 from .classes import Balance, OneHot
+from .contrastive import Contrast
 from .descend import Best, descend
 from .disagreement import Disagreement, Divergence, Variant, disagreement
 from .online import DcganNetwork, Network, OnlineGenerator, Rate, Reuse, TrunkNetwork, enough_rows, sampling
 from .priors import PixelNorm, Smoothness, TotalVariation, Variation, row_variation
-from .reset import Meta, MetaStep, due, redraw, redraw_first
+from .reset import Meta, MetaStep, due, redraw, redraw_first, renew
 from .rounds import Recipe, Rounds, banked, unfound
 from .terms import Learner, Look, Objective, Term
 from .views import View, Views, cropped, identity, jitter, resized
@@ -29,6 +30,7 @@ __all__ = [
     "BatchNormNorm",
     "BatchNormWeight",
     "Best",
+    "Contrast",
     "DcganNetwork",
     "Disagreement",
     "Divergence",
@@ -67,6 +69,7 @@ __all__ = [
     "noise_start",
     "redraw",
     "redraw_first",
+    "renew",
     "resized",
     "row_variation",
     "sampling",

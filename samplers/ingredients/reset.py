@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["Meta", "MetaStep", "due", "redraw", "redraw_first"]
+from dfkd.rng import initialised
+
+__all__ = ["Meta", "MetaStep", "due", "redraw", "redraw_first", "renew"]
 
 MetaStep = Literal["fomaml", "reptile"]
 
@@ -16,8 +18,8 @@ PULL = 67.0
 
 
 def due(count: int, every: int | None) -> bool:
-    """Whether something that happens at 0, every, 2 every, ... happens now; None: never again after 0."""
-    return count == 0 if every is None else count % every == 0
+    """Whether something that happens at 0, every, 2 every, ... happens now; None: never."""
+    return every is not None and count % every == 0
 
 
 @torch.no_grad()
@@ -42,6 +44,14 @@ def redraw_first(module: nn.Module, rng: torch.Generator, std: float = 0.02) -> 
         if first is None:
             raise ValueError(f"module: expected a {kind.__name__.strip('_')} layer to draw anew, found none")
         redraw(first, rng, std, gain=0.0)
+
+
+def renew(module: nn.Module, seed: int) -> None:
+    """Every layer as torch itself begins it, in place."""
+    with initialised(seed):
+        for part in module.modules():
+            if isinstance(part, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, _BatchNorm)):
+                part.reset_parameters()
 
 
 class Meta:

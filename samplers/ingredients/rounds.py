@@ -86,14 +86,18 @@ def banked(
     capacity: int | None = None,
     crop: int | None = None,
     flip: bool = False,
+    area: float = 1.0,
     **pool: Any,
 ) -> Sampler:
     """What a banked recipe draws from: its rounds, kept, and shown to the student cropped and mirrored at random.
 
-    rows: images added at a time. every, warmup, capacity, pool: as for Pooled; crop, flip: as for Augmented.
+    rows: images added at a time. every, warmup, capacity, pool: as for Pooled; crop, flip, area: as for
+    Augmented.
     """
     bank = Pooled(Rounds(recipe), round=rows, every=every, warmup=warmup, capacity=capacity, **pool)
-    return bank if crop == 0 and not flip else Augmented(bank, crop=crop, flip=flip)
+    if crop == 0 and not flip and area == 1.0:
+        return bank
+    return Augmented(bank, crop=crop, flip=flip, area=area)
 
 
 def unfound(problem: Problem, n: int) -> Tensor:

@@ -114,10 +114,14 @@ def cropped(rng: torch.Generator, spec: InputSpec, pad: int | None, mirror: bool
 
 
 def resized(rng: torch.Generator, least_area: float, mirror: bool) -> View:
-    """A view of each image on its own: a rectangle of at least this share of it at full size, mirrored likewise."""
+    """A view of each image on its own: a rectangle of at least this share of it at full size, mirrored likewise.
+
+    A least area of 1 shows all of it.
+    """
 
     def view(x: Tensor) -> Tensor:
-        x = resized_crop(x, rng, (least_area, 1.0))
+        if least_area < 1.0:
+            x = resized_crop(x, rng, (least_area, 1.0))
         return flip(x, rng) if mirror else x
 
     return view

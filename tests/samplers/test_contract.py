@@ -27,10 +27,12 @@ from dfkd.problem import Probe, Problem
 from dfkd.registry import SAMPLERS, find
 from dfkd.types import Batch
 from samplers import (
+    CMI,
     DAFL,
     DFAD,
     DFQ,
     MAD,
+    NAYER,
     SSDKD,
     ZSKT,
     Adversarial,
@@ -57,6 +59,7 @@ from samplers import (
     Smoothed,
     SpaceshipNet,
     Spectrum,
+    SRe2L,
     Uniform,
 )
 
@@ -67,6 +70,7 @@ GENERATIVE = Generative(latent=8, width="small", batch=8, student_steps=2)
 SSD = SSDKD(capacity=12, steps=2, latent=6, batch=6, warmup=1, every=2)
 SPACESHIP = SpaceshipNet(latent=6, steps=2, batch=10, every=2, capacity=20)
 FAST = FastDFKD(steps=2, latent=6, batch=6, warmup=1, every=2)
+LABELLED = NAYER(steps=2, batch=12, length=6, noise=8, every=2, rounds=1, warmup=1, warmup_rounds=2, renew=1)
 
 ROWS: dict[str, Sampler] = {
     "real": Real(),
@@ -95,6 +99,10 @@ ROWS: dict[str, Sampler] = {
     "zskt": ZSKT(latent=8, batch=8, student_steps=3),
     "dfq": DFQ(latent=8, width="small", batch=12, student_steps=2),
     "mad": MAD(latent=8, width="small", batch=8, student_steps=2, batchnorm="auto", learning_rate=0.01),
+    "cmi": CMI(steps=2, latent=6, batch=6, every=2, features=14, negatives=5, projection=4),
+    "nayer": LABELLED,
+    "nayer_learned": replace(LABELLED, embeddings="learned", adversarial=0.0, rounds=2, flip=False),
+    "sre2l": SRe2L(rounds=2, batch=6, steps=2),
     "fast_dfkd": FAST,
     "pre_dfkd": PreDFKD(
         remembered=0.3, latent=8, batch=10, student_steps=2, memory_steps=1, memory_new=4, memory_old=3
@@ -273,7 +281,7 @@ def test_draws_images_of_the_spec(row: str, box: str, make_problem: MakeProblem)
 HAVE_Y = "real real_test mixup cutmix adversarial_all pooled_random augmented balanced mixup_pooled pooled_mixture"
 HAVE_TARGET = (
     "deep_inversion deep_inversion_adaptive pooled prioritised adversarial_pooled energy_class ssd_kd "
-    "spaceshipnet mixture_banks fast_dfkd fast_dfkd_plain"
+    "spaceshipnet mixture_banks fast_dfkd fast_dfkd_plain cmi nayer nayer_learned"
 )
 HAVE_SOURCE = (
     "mixture mixture_images mixture_prioritised mixture_banks pre_dfkd mosaic_kd mixture_three mixture_nested "
@@ -378,7 +386,7 @@ def test_most_samplers_need_no_student() -> None:
         row
         for row in ROWS
         if re.search(
-            f"adversarial|adaptive|generative|three|prioritised|ssd_kd|banks|energy|robust|{ONLINE}|fast_dfkd$",
+            f"adversarial|adaptive|generative|three|prioritised|ssd_kd|banks|energy|robust|{ONLINE}|fast_dfkd$|cmi|nayer$",
             row,
         )
     }

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dfkd.rng import initialised
 from generators.trunk import Trunk
-from samplers.ingredients import Meta, due, redraw, redraw_first
+from samplers.ingredients import Meta, due, redraw, redraw_first, renew
 from samplers.ingredients.reset import PULL
 
 
@@ -66,7 +66,20 @@ def test_the_first_layer_is_the_linear_one_and_its_batchnorm() -> None:
 
 def test_due() -> None:
     assert [count for count in range(9) if due(count, 3)] == [0, 3, 6]
-    assert [count for count in range(9) if due(count, None)] == [0]
+    assert [count for count in range(9) if due(count, None)] == []
+
+
+def test_a_network_renewed_is_one_just_built() -> None:
+    net = trunk()
+    net.train()(torch.randn(8, 32, generator=generator()))
+    redraw(net, generator())
+    before = torch.get_rng_state()
+    renew(net, 5)
+    assert torch.equal(before, torch.get_rng_state())
+    with initialised(5):
+        built = Trunk((1, 8, 8), 32, "small")
+    for (name, a), b in zip(net.state_dict().items(), built.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
 
 
 # -- meta-initialisation -----------------------------------------------------------------------------------------
