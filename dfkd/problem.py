@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dfkd.naming import unknown
 from dfkd.types import BATCHNORM_MODES, Batch, BatchNormMode, InputSpec, Labelling, Outputs
 
-__all__ = ["CAPABILITIES", "PHASES", "BatchNormInput", "Phase", "Probe", "Problem", "UnsupportedProblem"]
+__all__ = ["CAPABILITIES", "PHASES", "BatchNormInput", "Diverged", "Phase", "Probe", "Problem", "UnsupportedProblem"]
 
 CAPABILITIES = ("logits", "input_grad", "batchnorm", "features", "penultimate")
 """logits: all. input_grad: gradients reach the input. batchnorm: layers with stored statistics. features: taps.
@@ -29,6 +29,10 @@ PHASES: tuple[str, ...] = get_args(Phase)
 
 class UnsupportedProblem(ValueError):
     """A sampler or loss needs something of the teacher that it does not have."""
+
+
+class Diverged(ArithmeticError):
+    """A search for images found none with finite numbers; a run that meets it ends as `diverged`."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dfkd.interfaces import Sampler
-from dfkd.problem import Problem
+from dfkd.problem import Diverged, Problem
 from dfkd.rng import derive
 from dfkd.types import Batch
 
@@ -24,8 +24,11 @@ __all__ = ["Recipe", "Rounds", "banked", "unfound"]
 class Recipe(Protocol):
     """A frozen dataclass of settings that makes `batch` images a round; what it carries on is in the state of `begin`.
 
-    uses_student: whether a round asks the student or reads the clock; how many rounds there were is no clock.
+    name: as the sampler's. uses_student: whether a round asks the student or reads the clock; how many rounds there
+    were is no clock.
     """
+
+    name: ClassVar[str]
 
     @property
     def batch(self) -> int: ...
@@ -68,6 +71,8 @@ class Rounds:
         carried = state.recipe if learn else copy.deepcopy(state.recipe)
         made = [self.recipe.round(carried, problem, rng) for _ in range(math.ceil(n / self.recipe.batch))]
         x = torch.cat([batch.x for batch in made])
+        if learn and not bool(torch.isfinite(x).all()):  # sync: once a round, as a bank of bytes would not show it
+            raise Diverged(f"{self.recipe.name}: a search for images has diverged; a lower learning rate may help")
         known = [batch.target for batch in made if batch.target is not None]
         info = {key: torch.stack([batch.info[key] for batch in made]).mean() for key in made[0].info}
         batch = Batch(x, target=torch.cat(known) if len(known) == len(made) else None, info=info)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dfkd.problem import Problem
-from samplers import Augmented, Pooled, Real, Uniform
+from samplers import Augmented, Pooled, Real, Smoothed, Uniform
 
 MakeProblem = Callable[..., Problem]
 
@@ -54,6 +54,21 @@ def test_rolls_each_row_around_its_edges(make_problem: MakeProblem) -> None:
         assert len(found) == 1
         moves += found
     assert len(set(moves)) == 9
+
+
+def test_enlarges_a_part_of_each_row(make_problem: MakeProblem) -> None:
+    problem, base = make_problem(), Smoothed(sigma=2.0)
+    sampler = Augmented(base, crop=0, area=0.2)
+    state = sampler.init(problem, 1)
+    twin = base.init(problem, state.base.stream.seed)
+    x, source = sampler.draw(state, problem, 50).x, base.draw(twin, problem, 50).x
+    changed = (x - source).flatten(1).abs().amax(dim=1) > 1e-4
+    assert changed.float().mean() > 0.9
+    for row in range(50):  # interpolation stays between the pixels of the image that it is of
+        assert source[row].min() - 1e-6 <= x[row].min() <= x[row].max() <= source[row].max() + 1e-6
+    for wrong in (0.0, 1.5):
+        with pytest.raises(ValueError, match=r"area: expected a number in \(0, 1\], found"):
+            Augmented(base, area=wrong)
 
 
 def test_keeps_labels_and_drops_what_the_teacher_said(make_problem: MakeProblem) -> None:

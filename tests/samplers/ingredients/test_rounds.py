@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
-from dfkd.problem import Problem
+from dfkd.problem import Diverged, Problem
 from dfkd.types import Batch
 from samplers import Augmented, Pooled
-from samplers.ingredients import Rounds, banked
+from samplers.ingredients import Rounds, banked, unfound
 from samplers.state import State, Stream
 
 MakeProblem = Callable[..., Problem]
@@ -22,6 +23,8 @@ class Numbered:
 
     batch: int = 4
     uses_student: bool = True
+    spoil: int = 0
+    name: ClassVar[str] = "numbered"
 
     def begin(self, problem: Problem, seed: int) -> State:
         return State(rounds=0, weight=torch.zeros(3), stream=Stream(seed, problem.device))
@@ -30,6 +33,8 @@ class Numbered:
         state.stream.advance()
         state.weight += 1.0  # in place, as an optimiser does
         state.rounds += 1
+        if state.rounds == self.spoil:
+            return Batch(unfound(problem, self.batch))
         shade = state.rounds / 10 + 0.01 * torch.rand(self.batch, generator=rng)
         x = shade.reshape(-1, 1, 1, 1).expand(self.batch, *problem.spec.shape).contiguous()
         return Batch(x, target=torch.arange(self.batch), info={"loss": torch.tensor(float(state.rounds))})
@@ -95,3 +100,12 @@ def test_a_bank_shows_its_images_cropped_and_mirrored_unless_told_otherwise(make
     state = plain.init(problem, 1)
     assert len(plain.draw(state, problem, 5)) == 5
     assert state.base.recipe.rounds == 2  # rounds of 8 rows are two rounds of this recipe
+
+
+def test_a_search_that_found_nothing_finite_says_so(make_problem: MakeProblem) -> None:
+    problem, sampler = make_problem(), Rounds(Numbered(spoil=2))
+    state = sampler.init(problem, 1)
+    sampler.draw(state, problem, 4)
+    assert sampler.draw(state, problem, 4, learn=False).x.isnan().all()  # nobody learns from these
+    with pytest.raises(Diverged, match="numbered: a search for images has diverged"):
+        sampler.draw(state, problem, 4)
