@@ -71,7 +71,6 @@ class Patches:
         if len(real) != len(candidates):
             raise ValueError(f"real: expected {len(candidates)} images, as many as candidates, found {len(real)}")
         loss = softplus(critic(candidates)).sum() + softplus(-critic(real)).sum()
-        state.optimiser.zero_grad(set_to_none=True)
         (loss / (2 * len(real))).backward()
         state.optimiser.step()
         state.optimiser.zero_grad(set_to_none=True)

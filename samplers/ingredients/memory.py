@@ -79,7 +79,6 @@ class Memory:
             seen = (again - x).abs().mean() / (0.25 * problem.spec.span)
             said = (problem.teacher(again).logits - wanted).abs().mean()
             loss = seen + said + self.divergence * divergences.mean()
-            state.optimiser.zero_grad(set_to_none=True)
             loss.backward()
         state.optimiser.step()
         state.optimiser.zero_grad(set_to_none=True)

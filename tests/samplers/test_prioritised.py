@@ -61,6 +61,17 @@ def test_weights_are_the_correction_over_the_largest(make_problem: MakeProblem) 
     torch.testing.assert_close(batch.weight, torch.tensor(expected))
 
 
+def test_a_row_weighs_the_same_in_whatever_company(make_problem: MakeProblem) -> None:
+    """Alone in its draw, a row that comes too often is still corrected for it."""
+    problem, sampler = make_problem(), Prioritised(BASE, round=3, every=None)
+    state, _ = filled(problem, sampler)
+    state.losses = torch.tensor([0.0, 1e6, 0.0])
+    batch = sampler.draw(state, problem, 1)
+    assert state.places.tolist() == [1]
+    assert batch.weight is not None
+    assert batch.weight.item() == pytest.approx((1e6 / 0.01) ** (-0.6 * 0.4), rel=1e-3)
+
+
 def test_fully_corrected_the_weighted_mean_is_that_of_even_draws(make_problem: MakeProblem) -> None:
     """sum w f / sum w tends to the mean of f over the bank, whatever the priorities."""
     problem, sampler = make_problem(), Prioritised(BASE, round=6, every=None, correction=1.0)
