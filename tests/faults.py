@@ -343,6 +343,51 @@ FAULTS = (
         "state.log_weights - self.rate * often",
         ("tests/samplers/test_robust.py::test_keeps_its_guarantee_where_an_even_mixture_does_not_come_near",),
     ),
+    Fault(
+        "the step of the latents leaves its gradient in the memory",
+        "samplers/ingredients/memory.py",
+        "(z.grad,) = torch.autograd.grad(loss, [z])",
+        "loss.backward()",
+        ("tests/samplers/ingredients/test_memory.py::test_only_the_latents_have_gradients",),
+    ),
+    Fault(
+        "rows that come more often count more as well",
+        "samplers/prioritised.py",
+        ".pow(-self.correction)",
+        ".pow(self.correction)",
+        ("tests/samplers/test_prioritised.py::test_weights_are_the_correction_over_the_largest",),
+    ),
+    Fault(
+        "all rows of a draw exchange the same channels",
+        "samplers/spaceshipnet.py",
+        "torch.rand(n, channels, generator=rng, device=maps.device)",
+        "torch.rand(1, channels, generator=rng, device=maps.device).expand(n, -1)",
+        ("tests/samplers/test_spaceshipnet.py::test_each_row_has_a_half_of_its_own",),
+    ),
+    Fault(
+        "Answers about images that were clipped afterwards",
+        "samplers/ingredients/online.py",
+        "same = self.network.bounded and problem.teacher.precision",
+        "same = problem.teacher.precision",
+        (
+            "tests/samplers/ingredients/test_online.py::test_shared_images_are_those_the_last_step_judged",
+            "tests/samplers/test_contract.py::test_carried_answers_are_the_teachers[dafl]",
+        ),
+    ),
+    Fault(
+        "A decimal entropy weight taken for nats",
+        "samplers/dafl.py",
+        "LOG10 = 1.0 / math.log(10.0)",
+        "LOG10 = 1.0",
+        ("tests/samplers/test_dafl.py::test_objective_is_the_published_one",),
+    ),
+    Fault(
+        "A generator that learns is sampled with statistics that move",
+        "samplers/ingredients/online.py",
+        "part.training, part.track_running_stats = True, False",
+        "part.training, part.track_running_stats = True, True",
+        ("tests/samplers/ingredients/test_online.py::test_sampling_moves_no_stored_statistic",),
+    ),
 )
 
 
