@@ -12,15 +12,24 @@ import torch
 from torch import Tensor
 
 from dfkd.interfaces import Preset
+from dfkd.losses import KL
 from dfkd.problem import Problem
 from dfkd.rng import Stream, derive
 from dfkd.types import Batch, BatchNormMode, whole
 from generators.trunk import Width
 
 from .checks import at_least, between, one_of, positive, some_rows, whole_at_least
-from .ingredients import Balance, Disagreement, Objective, OnlineGenerator, TrunkNetwork, cropped, enough_rows
-from .ingredients.critic import Patches
-from .ingredients.entropy import Entropy
+from .ingredients import (
+    Balance,
+    Disagreement,
+    Entropy,
+    Objective,
+    OnlineGenerator,
+    Patches,
+    TrunkNetwork,
+    cropped,
+    enough_rows,
+)
 from .out_of_domain import OutOfDomain
 from .real import Place
 from .state import State
@@ -63,7 +72,7 @@ class MosaicKD:
     needs: ClassVar[tuple[str, ...]] = ("input_grad",)
     uses_student: ClassVar[bool] = True
     preset: ClassVar[Preset] = Preset(
-        objective={"kl": {"temperature": 1.0}},
+        objective={"kl": (1.0, KL(temperature=1.0))},
         optimiser={"learning_rate": 0.1, "weight_decay": 1e-4},
         batch=512,
         steps=195_000,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dfkd.interfaces import Preset
+from dfkd.losses import LogitL1
 from dfkd.problem import Problem
 from dfkd.rng import Stream, derive
 from dfkd.types import Batch, BatchNormMode, whole
@@ -23,13 +24,13 @@ from .ingredients import (
     Activation,
     Balance,
     Disagreement,
+    Memory,
     Objective,
     OneHot,
     OnlineGenerator,
     TrunkNetwork,
     enough_rows,
 )
-from .ingredients.memory import Memory
 from .state import State
 
 
@@ -68,7 +69,7 @@ class PreDFKD:
     uses_student: ClassVar[bool] = True
     preset: ClassVar[Preset] = Preset(
         # theirs is a mean over classes too: a tenth of the sum for ten of them
-        objective={"logit_l1": {"weight": 0.1}},
+        objective={"logit_l1": (0.1, LogitL1())},
         optimiser={"learning_rate": 0.1, "weight_decay": 5e-4},
         batch=1152,
         steps=144_000,

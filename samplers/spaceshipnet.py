@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from dfkd.interfaces import Preset
-from dfkd.problem import Problem
+from dfkd.losses import KL
+from dfkd.problem import Diverged, Problem
 from dfkd.rng import Stream, derive, initialised
 from dfkd.types import Batch, BatchNormMode, whole
 from generators.depths import DEPTHS, image_from, maps_of
@@ -61,7 +62,7 @@ class SpaceshipNet:
     uses_student: ClassVar[bool] = False
     preset: ClassVar[Preset] = Preset(
         # theirs is a mean over classes too: a tenth of the sum for ten of them
-        objective={"kl": {"weight": 0.1, "temperature": 30.0}},
+        objective={"kl": (0.1, KL(temperature=30.0))},
         optimiser={"learning_rate": 0.1, "weight_decay": 1e-4},
         batch=256,
         steps=400_000,
@@ -168,6 +169,9 @@ class SpaceshipNet:
             best=best,
         )
         generator.eval().zero_grad(set_to_none=True)
+        finite = torch.stack([best.loss.isfinite(), *(maps.isfinite().all() for maps in kept)]).all()
+        if not bool(finite):  # sync: once a round, as a bank goes on giving what it holds
+            raise Diverged(f"{self.name}: the generator has diverged; a lower learning rate may help")
         first = 0 if self.capacity is None else max(0, len(state.classes) + self.batch - self.capacity)
         pairs = zip(state.maps, kept, strict=True)
         state.maps = [torch.cat([old[first:], new]) if len(old) else new for old, new in pairs]

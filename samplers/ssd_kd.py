@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dfkd.interfaces import Preset, Sampler
+from dfkd.losses import KL
 from dfkd.problem import Problem
 from dfkd.rng import derive, initialised
 from dfkd.types import Batch
@@ -25,14 +26,15 @@ from .ingredients import (
     BatchNormWeight,
     Best,
     Meta,
+    Modulated,
     Objective,
+    Reward,
     Rounds,
     batchnorm_term,
     cropped,
     descend,
     unfound,
 )
-from .ingredients.worth import Modulated, Reward
 from .prioritised import Prioritised
 from .state import State
 
@@ -77,7 +79,7 @@ class SSDKD:
     needs: ClassVar[tuple[str, ...]] = ("input_grad", "batchnorm")
     uses_student: ClassVar[bool] = True
     preset: ClassVar[Preset] = Preset(
-        objective={"kl": {"temperature": 20.0}},
+        objective={"kl": (1.0, KL(temperature=20.0))},
         optimiser={"learning_rate": 0.2, "weight_decay": 1e-4},
         batch=256,
         steps=None,

@@ -13,14 +13,18 @@ from .batchnorm import (
 )
 from .classes import Balance, OneHot
 from .contrastive import Contrast
+from .critic import Patches
 from .descend import Best, descend
 from .disagreement import Disagreement, Divergence, Variant, disagreement
+from .entropy import Entropy
+from .memory import Memory
 from .online import DcganNetwork, Network, OnlineGenerator, Rate, Reuse, TrunkNetwork, enough_rows, sampling
 from .priors import PixelNorm, Smoothness, TotalVariation, Variation, row_variation
 from .reset import Meta, MetaStep, due, redraw, redraw_first, renew
 from .rounds import Recipe, Rounds, banked, unfound
 from .terms import Learner, Look, Objective, Term
 from .views import View, Views, cropped, identity, jitter, resized
+from .worth import Modulated, Reward
 
 __all__ = [
     "AUTO",
@@ -34,19 +38,24 @@ __all__ = [
     "DcganNetwork",
     "Disagreement",
     "Divergence",
+    "Entropy",
     "Learner",
     "Look",
+    "Memory",
     "Meta",
     "MetaStep",
+    "Modulated",
     "MovingBatchNorm",
     "Network",
     "Objective",
     "OneHot",
     "OnlineGenerator",
+    "Patches",
     "PixelNorm",
     "Rate",
     "Recipe",
     "Reuse",
+    "Reward",
     "Rounds",
     "Smoothness",
     "Term",
