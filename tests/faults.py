@@ -371,7 +371,7 @@ FAULTS = (
         "same = problem.teacher.precision",
         (
             "tests/samplers/ingredients/test_online.py::test_shared_images_are_those_the_last_step_judged",
-            "tests/samplers/test_contract.py::test_carried_answers_are_the_teachers[dafl]",
+            "tests/samplers/test_contract.py::test_carried_answers_are_the_teachers",
         ),
     ),
     Fault(

@@ -18,7 +18,8 @@ from .descend import Best, descend
 from .disagreement import Disagreement, Divergence, Variant, disagreement
 from .entropy import Entropy
 from .memory import Memory
-from .online import DcganNetwork, Network, OnlineGenerator, Rate, Reuse, TrunkNetwork, enough_rows, sampling
+from .networks import DcganNetwork, Network, TrunkNetwork
+from .online import OnlineGenerator, Rate, Reuse, enough_rows, sampling
 from .priors import PixelNorm, Smoothness, TotalVariation, Variation, row_variation
 from .reset import Meta, MetaStep, due, redraw, redraw_first, renew
 from .rounds import Recipe, Rounds, banked, unfound

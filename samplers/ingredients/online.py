@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,89 +17,23 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dfkd.problem import Problem
 from dfkd.rng import Stream, derive, initialised
-from dfkd.types import BATCHNORM_MODES, Batch, BatchNormMode, InputSpec, Outputs, whole
-from generators.dcgan import Dcgan
-from generators.trunk import BOUNDED, Head, Trunk, Width
+from dfkd.types import BATCHNORM_MODES, Batch, BatchNormMode, Outputs, whole
 
 from ..checks import a_labelling, between, one_of, positive, some_rows, whole_at_least
 from ..state import State
 from .classes import Balance
 from .descend import descend
+from .networks import Network
 from .terms import Objective
 from .views import Views
 
-__all__ = ["DcganNetwork", "Network", "OnlineGenerator", "Rate", "Reuse", "TrunkNetwork", "enough_rows", "sampling"]
+__all__ = ["OnlineGenerator", "Rate", "Reuse", "enough_rows", "sampling"]
 
 Reuse = Literal["fresh", "latents", "shared"]
 """fresh: new latents at each draw. latents: a round's draws show what its latents give after the generator's steps.
 shared: they show the very images that the generator's last step has judged."""
 
 Rate = Literal["constant", "cosine", "steps"]
-
-
-class Network(Protocol):
-    """Settings of a network that maps latents (n, latent) to images. bounded: whether these stay in the box."""
-
-    @property
-    def latent(self) -> int: ...
-
-    @property
-    def bounded(self) -> bool: ...
-
-    def build(self, spec: InputSpec) -> nn.Module:
-        """Called where its weights are to be drawn. ValueError for a size it cannot make."""
-
-
-@dataclass(frozen=True)
-class TrunkNetwork:
-    """The settings of generators.Trunk."""
-
-    latent: int = 256
-    width: Width = "large"
-    head: Head = "sigmoid"
-    batchnorm_eps: float = 1e-5
-    biases: bool = False
-    spectral_norm: bool = False
-
-    def __post_init__(self) -> None:
-        whole_at_least(self, 1, "latent")
-        one_of(self, get_args(Width), "width")
-        one_of(self, get_args(Head), "head")
-        positive(self, "batchnorm_eps")
-
-    @property
-    def bounded(self) -> bool:
-        return self.head in BOUNDED
-
-    def build(self, spec: InputSpec) -> nn.Module:
-        return Trunk(
-            spec.shape,
-            self.latent,
-            self.width,
-            low=spec.low,
-            high=spec.high,
-            batchnorm_eps=self.batchnorm_eps,
-            head=self.head,
-            biases=self.biases,
-            spectral_norm=self.spectral_norm,
-        )
-
-
-@dataclass(frozen=True)
-class DcganNetwork:
-    """The settings of generators.Dcgan, for sides that are multiples of 16."""
-
-    latent: int = 256
-
-    def __post_init__(self) -> None:
-        whole_at_least(self, 1, "latent")
-
-    @property
-    def bounded(self) -> bool:
-        return True
-
-    def build(self, spec: InputSpec) -> nn.Module:
-        return Dcgan(spec.shape, self.latent, low=spec.low, high=spec.high)
 
 
 @dataclass(frozen=True)
@@ -114,7 +48,7 @@ class OnlineGenerator:
     """
 
     objective: Objective
-    network: Network = TrunkNetwork()
+    network: Network
     batch: int = 256
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.5, 0.999)

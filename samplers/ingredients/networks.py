@@ -1,0 +1,79 @@
+"""Which network a generator is: settings that recipes hand on, and that build it for the images of a problem."""
+
+from dataclasses import dataclass
+from typing import Protocol, get_args
+
+from torch import nn
+
+from dfkd.types import InputSpec
+from generators.dcgan import Dcgan
+from generators.trunk import BOUNDED, Head, Trunk, Width
+
+from ..checks import one_of, positive, whole_at_least
+
+__all__ = ["DcganNetwork", "Network", "TrunkNetwork"]
+
+
+class Network(Protocol):
+    """Settings of a network that maps latents (n, latent) to images. bounded: whether these stay in the box."""
+
+    @property
+    def latent(self) -> int: ...
+
+    @property
+    def bounded(self) -> bool: ...
+
+    def build(self, spec: InputSpec) -> nn.Module:
+        """Called where its weights are to be drawn. ValueError for a size it cannot make."""
+
+
+@dataclass(frozen=True)
+class TrunkNetwork:
+    """The settings of generators.Trunk."""
+
+    latent: int = 256
+    width: Width = "large"
+    head: Head = "sigmoid"
+    batchnorm_eps: float = 1e-5
+    biases: bool = False
+    spectral_norm: bool = False
+
+    def __post_init__(self) -> None:
+        whole_at_least(self, 1, "latent")
+        one_of(self, get_args(Width), "width")
+        one_of(self, get_args(Head), "head")
+        positive(self, "batchnorm_eps")
+
+    @property
+    def bounded(self) -> bool:
+        return self.head in BOUNDED
+
+    def build(self, spec: InputSpec) -> nn.Module:
+        return Trunk(
+            spec.shape,
+            self.latent,
+            self.width,
+            low=spec.low,
+            high=spec.high,
+            batchnorm_eps=self.batchnorm_eps,
+            head=self.head,
+            biases=self.biases,
+            spectral_norm=self.spectral_norm,
+        )
+
+
+@dataclass(frozen=True)
+class DcganNetwork:
+    """The settings of generators.Dcgan, for sides that are multiples of 16."""
+
+    latent: int = 256
+
+    def __post_init__(self) -> None:
+        whole_at_least(self, 1, "latent")
+
+    @property
+    def bounded(self) -> bool:
+        return True
+
+    def build(self, spec: InputSpec) -> nn.Module:
+        return Dcgan(spec.shape, self.latent, low=spec.low, high=spec.high)
