@@ -56,15 +56,16 @@ def train_cell(settings: Settings, folder: Path, label: str, seed: int, control:
     teacher = settings.control_teacher if control else settings.teacher
     assert teacher is not None  # control cells exist only where there is a control teacher
     record: dict[str, Any] = {"label": label, "seed": seed, "control": control}
+    objective, optimiser, budget = settings.training(label)
     try:
         distilled = distill(
             teacher,
             settings.student,
             sampler,
             spec=settings.spec,
-            objective=settings.objective,
-            budget=settings.budget,
-            optimiser=settings.optimiser,
+            objective=objective,
+            budget=budget,
+            optimiser=optimiser,
             seed=seed,
             device=settings.device,
             precision=settings.precision,

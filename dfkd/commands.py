@@ -77,6 +77,7 @@ def compare(words: list[str], out: Path | None, workers: int | None, dry_run: bo
             precision=config.precision,
             student_train=config.student_train,
             student_score=config.student_score,
+            preset=config.preset,
             out=folder,
             workers=workers or _default_workers(config.device),
             config=resolved,

@@ -22,7 +22,7 @@ from dfkd.claim import claimed, keep_manifest, same_models
 from dfkd.engine import Budget, Optimiser
 from dfkd.fidelity import columns
 from dfkd.files import replace_file
-from dfkd.interfaces import Sampler, StudentFactory, default_label, is_data_free, sources
+from dfkd.interfaces import Sampler, StudentFactory, default_label, is_data_free, preset_of, sources
 from dfkd.jobs import run_all
 from dfkd.losses import KL, Objective, combine
 from dfkd.plan import Evaluation, Settings, run_folder
@@ -91,6 +91,7 @@ def compare(
     precision: str | None = None,
     student_train: str = "train",
     student_score: str = "eval",
+    preset: bool = False,
     out: str | Path | None = None,
     workers: int = 1,
     config: Mapping[str, Any] | None = None,
@@ -101,8 +102,9 @@ def compare(
     teacher: takes (n, c, h, w) pixels, returns (n, k) logits; the same for all, and fixed. student: a registry name,
     `package.module:function`, a zero-argument factory, or a module to start from. samplers: a list, or a mapping from
     labels. data: a source for `dfkd.data.load` or a Dataset; without it spec is needed and nothing is a test score.
-    control_teacher: an independently trained teacher; its students give the excess agreement. out: a folder; the same
-    settings continue it. ValueError for anything that does not fit together.
+    control_teacher: an independently trained teacher; its students give the excess agreement. preset: whether recipes
+    that say how their authors trained the student have it trained so: objective, optimiser and batch. out: a folder;
+    the same settings continue it. ValueError for anything that does not fit together.
     """
     dataset = _dataset(data)
     spec = dataset.spec if dataset is not None and spec is None else spec
@@ -122,6 +124,7 @@ def compare(
         precision=precision,
         student_train=student_train,
         student_score=student_score,
+        preset=preset,
         objective=objective or combine({"kl": (1.0, KL(temperature=4.0))}),
         budget=budget or Budget(steps=2000),
         optimiser=optimiser or Optimiser(),
@@ -188,7 +191,10 @@ def _labelled(samplers: "Sequence[Sampler] | Mapping[str, Sampler]") -> dict[str
 
 def _describe(settings: Settings) -> dict[str, Any]:
     """The settings as plain values, to tell whether a folder holds the same comparison."""
-    plain = {name: getattr(settings, name) for name in ("control_seeds", "precision", "student_train", "student_score")}
+    plain = {
+        name: getattr(settings, name)
+        for name in ("control_seeds", "precision", "student_train", "student_score", "preset")
+    }
     return {
         "teacher": type(settings.teacher).__name__,
         "control_teacher": None if settings.control_teacher is None else type(settings.control_teacher).__name__,
@@ -240,7 +246,10 @@ def _manifest(settings: Settings) -> dict[str, Any]:
         # of the first seed's weights before training: a factory has no name that tells two apart
         "student": {"digest": Probe(make_student(settings.student, spec, settings.seeds[0]), spec).digest},
         "control": bool(settings.controlled),
-        "samplers": {label: about_sampler(sampler) for label, sampler in settings.samplers.items()},
+        "samplers": {
+            label: about_sampler(sampler) | _about_training(settings, label)
+            for label, sampler in settings.samplers.items()
+        },
     }
     if data is not None:
         manifest["data"] = {
@@ -257,6 +266,15 @@ def _manifest(settings: Settings) -> dict[str, Any]:
                 right = columns.logits(probe, data.test.x, spec).argmax(dim=1) == data.test.y.cpu()  # sync
                 manifest[name]["accuracy"] = right.double().mean().item()  # sync
     return manifest
+
+
+def _about_training(settings: Settings, label: str) -> dict[str, Any]:
+    """How its student was trained, where that was not as all were."""
+    if not settings.preset or preset_of(settings.samplers[label]) is None:
+        return {}
+    objective, optimiser, budget = settings.training(label)
+    losses = " + ".join(f"{weight:g} {loss!r}" for weight, loss in objective.terms.values())
+    return {"preset": f"{losses}, {optimiser!r}, batch {budget.batch}"}
 
 
 def about_sampler(sampler: Sampler) -> dict[str, Any]:

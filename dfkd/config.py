@@ -88,7 +88,8 @@ class CompareConfig:
     `auto` trains one where the first was trained on labelled data; null for none. control_seeds: at how many seeds its
     students are trained; null for all. student: a model and its options. objective: losses by name with `weight` and
     options. samplers: names, or {name: {option: value}}, each with a `label` if need be. student_train: `train` or
-    `fixed`; student_score: `eval`, `batch` or `recalibrated` BatchNorm.
+    `fixed`; student_score: `eval`, `batch` or `recalibrated` BatchNorm. preset: whether recipes that say how their
+    authors trained the student have it trained so (objective, optimiser and batch); else all share one training.
     """
 
     teacher: TeacherConfig
@@ -105,6 +106,7 @@ class CompareConfig:
     precision: str | None = None
     student_train: str = "train"
     student_score: str = "eval"
+    preset: bool = False
 
     def __post_init__(self) -> None:
         objective(self.objective)

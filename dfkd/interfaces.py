@@ -66,12 +66,12 @@ class Sampler(Protocol):
 class Preset:
     """How a recipe's authors train the student: what belongs to the method beside the inputs.
 
-    objective: losses by name with `weight` and options, as in YAML. optimiser: the fields of dfkd.schedule.Optimiser
-    that differ from its defaults. batch: rows per step. steps: student updates, None where none are published.
+    objective: weights and losses, as for dfkd.losses.combine. optimiser: the fields of dfkd.schedule.Optimiser that
+    differ from its defaults. batch: rows per step. steps: student updates, None where none are published.
     """
 
-    objective: dict[str, Any]
-    optimiser: dict[str, Any]
+    objective: Mapping[str, "tuple[float, Loss]"]
+    optimiser: Mapping[str, Any]
     batch: int
     steps: int | None
 

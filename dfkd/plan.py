@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dfkd import models
 from dfkd.engine import Budget, Optimiser
 from dfkd.fidelity.corruptions import parse_corruption
-from dfkd.interfaces import Sampler, StudentFactory
+from dfkd.interfaces import Sampler, StudentFactory, preset_of
 from dfkd.losses import KL, Objective, combine
 from dfkd.naming import unknown
 from dfkd.rng import derive
@@ -100,9 +100,21 @@ class Settings:
     precision: str | None = None
     student_train: str = "train"
     student_score: str = "eval"
+    preset: bool = False
 
     def __post_init__(self) -> None:
         check_plan(self)
+
+    def training(self, label: str) -> tuple[Objective, Optimiser, Budget]:
+        """How the student of this sampler is trained: as all are, or, with `preset`, as its recipe's authors did.
+
+        A preset gives objective, optimiser and batch; how long is for the comparison's budget to say.
+        """
+        preset = preset_of(self.samplers[label]) if self.preset else None
+        if preset is None:
+            return self.objective, self.optimiser, self.budget
+        budget = replace(self.budget, batch=preset.batch)
+        return combine(preset.objective), Optimiser(**preset.optimiser), budget
 
     @property
     def controlled(self) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dfkd.interfaces import Preset, Sampler
+from dfkd.losses import KL
 from dfkd.problem import Problem
 from dfkd.rng import derive, initialised
 from dfkd.types import Batch
@@ -74,7 +75,7 @@ class CMI:
     data_free: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("input_grad", "batchnorm")
     preset: ClassVar[Preset] = Preset(
-        objective={"kl": {"temperature": 20.0}},
+        objective={"kl": (1.0, KL(temperature=20.0))},
         optimiser={"learning_rate": 0.1, "weight_decay": 1e-4},
         batch=128,
         steps=80_000,

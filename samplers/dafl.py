@@ -12,6 +12,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from dfkd.interfaces import Preset
+from dfkd.losses import KL
 from dfkd.problem import Problem
 from dfkd.types import Batch, BatchNormMode
 
@@ -54,7 +55,7 @@ class DAFL:
     needs: ClassVar[tuple[str, ...]] = ("input_grad", "penultimate")
     preset: ClassVar[Preset] = Preset(
         # MNIST, the authors' code: Adam, 200 epochs of 120 steps
-        objective={"kl": {"temperature": 1.0}},
+        objective={"kl": (1.0, KL(temperature=1.0))},
         optimiser={"name": "adamw", "learning_rate": 2e-3, "weight_decay": 0.0, "schedule": "constant"},
         batch=512,
         steps=24_000,

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal, get_args
 from torch import Tensor
 
 from dfkd.interfaces import Preset
+from dfkd.losses import LogitL1
 from dfkd.problem import Problem
 from dfkd.types import Batch, BatchNormMode
 
@@ -46,7 +47,7 @@ class DFAD:
     needs: ClassVar[tuple[str, ...]] = ("input_grad",)
     preset: ClassVar[Preset] = Preset(
         # MNIST, the authors' code: 40 epochs of 50 rounds; they average over the ten classes, where we sum
-        objective={"logit_l1": {"weight": 0.1}},
+        objective={"logit_l1": (0.1, LogitL1())},
         optimiser={"learning_rate": 0.01, "weight_decay": 1e-4, "schedule": "constant"},
         batch=512,
         steps=10_000,

@@ -11,6 +11,7 @@ from typing import ClassVar, get_args
 from torch import Tensor
 
 from dfkd.interfaces import Preset
+from dfkd.losses import KL
 from dfkd.problem import Problem
 from dfkd.types import Batch, BatchNormMode
 from generators.trunk import Width
@@ -55,7 +56,7 @@ class MAD:
     needs: ClassVar[tuple[str, ...]] = ("input_grad", "batchnorm")
     preset: ClassVar[Preset] = Preset(
         # our reading, as for DFQ: the paper's own schedule is not public
-        objective={"kl": {"temperature": 1.0}},
+        objective={"kl": (1.0, KL(temperature=1.0))},
         optimiser={"learning_rate": 0.1, "weight_decay": 1e-4, "schedule": "cosine"},
         batch=256,
         steps=80_000,

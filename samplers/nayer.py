@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dfkd.interfaces import Preset, Sampler
+from dfkd.losses import KL
 from dfkd.problem import Problem
 from dfkd.rng import derive, initialised
 from dfkd.types import Batch
@@ -85,7 +86,7 @@ class NAYER:
     data_free: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("input_grad", "batchnorm")
     preset: ClassVar[Preset] = Preset(
-        objective={"kl": {"temperature": 20.0}},
+        objective={"kl": (1.0, KL(temperature=20.0))},
         optimiser={"learning_rate": 0.2, "weight_decay": 1e-4},
         batch=512,
         steps=120_000,

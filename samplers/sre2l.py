@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dfkd.augment import roll
 from dfkd.interfaces import Preset, Sampler
+from dfkd.losses import KL
 from dfkd.problem import Problem
 from dfkd.rng import derive
 from dfkd.types import Batch
@@ -54,7 +55,7 @@ class SRe2L:
     data_free: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("input_grad", "batchnorm")
     preset: ClassVar[Preset] = Preset(
-        objective={"kl": {"temperature": 20.0}},
+        objective={"kl": (1.0, KL(temperature=20.0))},
         optimiser={"name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.01},
         batch=1024,
         steps=None,

@@ -12,6 +12,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from dfkd.interfaces import Preset
+from dfkd.losses import KL
 from dfkd.problem import Problem
 from dfkd.types import Batch, BatchNormMode
 
@@ -42,7 +43,7 @@ class ZSKT:
     preset: ClassVar[Preset] = Preset(
         # CIFAR-10, the authors' code: 80 000 batches, ten steps on each; they average over the ten classes, where we
         # sum, and with a clipped gradient the factor matters
-        objective={"kl": {"temperature": 1.0, "weight": 0.1}},
+        objective={"kl": (0.1, KL(temperature=1.0))},
         optimiser={"name": "adamw", "learning_rate": 2e-3, "weight_decay": 0.0, "schedule": "cosine", "clip": 5.0},
         batch=128,
         steps=800_000,

@@ -36,6 +36,7 @@ class SamplerView:
     kind: str
     paper: str
     sources: str
+    preset: str
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ def _samplers(run: Run) -> list[SamplerView]:
                 kind=run.summary.of(label)[0].kind,
                 paper=str(found.get("paper") or ""),
                 sources=", ".join(str(source) for source in sources) if isinstance(sources, list) else str(sources),
+                preset=str(found.get("preset") or ""),
             )
         )
     return views

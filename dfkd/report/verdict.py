@@ -46,7 +46,7 @@ def verdict(run: Run) -> list[Markup]:
         sentences.append(Markup(text).format("it" if len(saw_test) == 1 else "they", listed(saw_test)))
     if free:
         sentences += _excess(run, where, free[0])
-    return sentences + _failures(run)
+    return sentences + _presets(run) + _failures(run)
 
 
 def _saw_test(run: Run, sampler: str) -> bool:
@@ -176,6 +176,16 @@ def _excess(run: Run, where: str, best: str) -> list[Markup]:
     )
     more = "more" if cell.mean >= 0 else "less"
     return [Markup(text).format(best, f"{100 * abs(cell.mean):.1f}", more, seeds)]
+
+
+def _presets(run: Run) -> list[Markup]:
+    """Whose students were trained in their own way: between those rows more differs than the inputs."""
+    about = run.section("samplers")
+    own = [s for s in run.order if isinstance(about.get(s), Mapping) and about[s].get("preset")]
+    if not own:
+        return []
+    text = "Trained as their recipes' authors did, so more than the inputs differs between rows: <strong>{}</strong>."
+    return [Markup(text).format(listed(own))]
 
 
 def _failures(run: Run) -> list[Markup]:

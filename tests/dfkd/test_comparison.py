@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -26,9 +26,11 @@ from dfkd import Budget, Evaluation, InputSpec, Optimiser, scoring
 from dfkd.comparison import Comparison, compare
 from dfkd.data import Dataset, ImageSet, load
 from dfkd.fidelity import columns, metrics
+from dfkd.interfaces import Preset
+from dfkd.losses import LogitMSE, combine
 from dfkd.plan import Settings
 from dfkd.problem import Probe
-from samplers import DeepInversion, Gaussian, Mixture, Pooled, Real, Uniform
+from samplers import DeepInversion, Gaussian, Mixture, Mixup, Pooled, Real, Uniform
 
 Command = Callable[..., Any]
 Network = Callable[..., nn.Module]
@@ -555,6 +557,38 @@ def test_samplers_by_label_and_as_a_list(tmp_path: Path, network: Network) -> No
         return found.summary.cell(label, "uniform", "kl").mean
 
     assert agreement(listed, "pooled-uniform") == agreement(named, "bank")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe(Uniform):
+    """Noise whose authors trained the student in a way of their own."""
+
+    preset: ClassVar[Preset] = Preset({"mse": (0.5, LogitMSE())}, {"learning_rate": 0.02, "schedule": "constant"}, 6, 9)
+
+
+def test_a_preset_trains_the_student_as_its_recipe_says_and_others_as_all(tmp_path: Path, network: Network) -> None:
+    samplers = {"uniform": Uniform(), "recipe": Recipe(), "inside": Mixup(Recipe())}
+    by_preset = small(tmp_path / "a", network, samplers, preset=True)
+    by_hand = small(
+        tmp_path / "b",
+        network,
+        samplers,
+        objective=combine({"mse": (0.5, LogitMSE())}),
+        optimiser=Optimiser(learning_rate=0.02, schedule="constant"),
+        budget=Budget(steps=by_preset.lines[0].steps, batch=6),
+    )
+    shared = small(tmp_path / "c", network, samplers)
+
+    def kl(found: Comparison, label: str) -> float | None:
+        return found.summary.cell(label, "uniform", "kl").mean
+
+    for label in ("recipe", "inside"):
+        assert kl(by_preset, label) == kl(by_hand, label) != kl(shared, label)
+    assert kl(by_preset, "uniform") == kl(shared, "uniform") != kl(by_hand, "uniform")
+    manifest = json.loads((by_preset.folder / "manifest.json").read_text())["samplers"]
+    assert "LogitMSE" in manifest["recipe"]["preset"]
+    assert manifest["inside"]["preset"].endswith("batch 6")
+    assert "preset" not in manifest["uniform"]
 
 
 def test_the_caller_keeps_his_models_as_they_were(tmp_path: Path, network: Network) -> None:

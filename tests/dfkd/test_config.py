@@ -43,8 +43,9 @@ def test_the_demo_is_read_back_as_written() -> None:
 
 def with_defaults(name: str) -> Sampler:
     cls = find("sampler", name, SAMPLERS)
+    given = {"samplers": (Uniform(), Gaussian(std=0.1)), "data": "cifar10"}
     needed = {
-        f.name: (Uniform(), Gaussian(std=0.1)) if f.name == "samplers" else Uniform(labelling="eval")
+        f.name: given.get(f.name, Uniform(labelling="eval"))
         for f in dataclasses.fields(cls)
         if f.init and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     }

@@ -6,11 +6,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from dfkd.interfaces import Preset, Sampler, preset_of
+from dfkd.losses import KL, LogitL1
 from dfkd.problem import Problem
 from dfkd.types import Batch
 
-FIRST = Preset({"kl": {"temperature": 1.0}}, {"learning_rate": 0.1}, 256, 80_000)
-SECOND = Preset({"logit_l1": {}}, {}, 64, None)
+FIRST = Preset({"kl": (1.0, KL(temperature=1.0))}, {"learning_rate": 0.1}, 256, 80_000)
+SECOND = Preset({"logit_l1": (1.0, LogitL1())}, {}, 64, None)
 
 
 @dataclass(frozen=True)

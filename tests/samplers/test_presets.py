@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from dfkd import config
 from dfkd.interfaces import HasPreset, Preset
+from dfkd.losses import KL, LogitL1, combine
 from dfkd.registry import SAMPLERS, find
 from dfkd.schedule import Budget, Optimiser
 
@@ -14,25 +14,25 @@ HAVE_PRESETS = [name for name in SAMPLERS if isinstance(find("sampler", name, SA
 PUBLISHED: dict[str, tuple[dict[str, Any], Optimiser, int, int]] = {
     # objective, optimiser, batch, steps; a mean over ten classes is a tenth of our sum
     "dafl": (
-        {"kl": {"temperature": 1.0}},
+        {"kl": (1.0, KL(temperature=1.0))},
         Optimiser("adamw", 2e-3, weight_decay=0.0, schedule="constant"),
         512,
         200 * 120,
     ),
     "dfad": (
-        {"logit_l1": {"weight": 1 / 10}},
+        {"logit_l1": (1 / 10, LogitL1())},
         Optimiser("sgd", 0.01, weight_decay=1e-4, schedule="constant"),
         512,
         40 * 50 * 5,
     ),
     "zskt": (
-        {"kl": {"temperature": 1.0, "weight": 1 / 10}},
+        {"kl": (1 / 10, KL(temperature=1.0))},
         Optimiser("adamw", 2e-3, weight_decay=0.0, clip=5.0),
         128,
         80_000 * 10,
     ),
-    "dfq": ({"kl": {"temperature": 1.0}}, Optimiser("sgd", 0.1, weight_decay=1e-4), 256, 200 * 40 * 10),
-    "mad": ({"kl": {"temperature": 1.0}}, Optimiser("sgd", 0.1, weight_decay=1e-4), 256, 200 * 40 * 10),
+    "dfq": ({"kl": (1.0, KL(temperature=1.0))}, Optimiser("sgd", 0.1, weight_decay=1e-4), 256, 200 * 40 * 10),
+    "mad": ({"kl": (1.0, KL(temperature=1.0))}, Optimiser("sgd", 0.1, weight_decay=1e-4), 256, 200 * 40 * 10),
 }
 
 
@@ -41,7 +41,7 @@ def test_can_be_used_as_it_stands(name: str) -> None:
     preset = find("sampler", name, SAMPLERS).preset
     if not isinstance(preset, Preset):  # one that depends on the settings
         return
-    config.objective(preset.objective)
+    combine(preset.objective)
     Optimiser(**preset.optimiser)
     Budget(batch=preset.batch, steps=preset.steps or 1)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dfkd.report import verdict as module
+from dfkd.report import write_report
 from dfkd.report.run import load_run
 from dfkd.report.verdict import verdict
 
@@ -95,6 +96,17 @@ def test_a_runner_up_without_all_seeds_is_not_passed_over(build: Build) -> None:
     assert "<strong>generative</strong>, is" in said
     assert "it lacks some of the seeds, so no lead over it is claimed" in said
     assert "generative diverged on 1 of 3 seeds" in said
+
+
+def test_students_trained_in_their_own_way_are_named(build: Build) -> None:
+    folder = build(samplers=FREE)
+    assert "Trained as" not in words(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["samplers"]["generative"]["preset"] = "1 KL(temperature=1.0), batch 256"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert "more than the inputs differs between rows: <strong>generative</strong>." in words(folder)
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "student trained with 1 KL(temperature=1.0), batch 256" in page
 
 
 def test_names_are_escaped(folder: Path) -> None:
