@@ -388,6 +388,34 @@ FAULTS = (
         "part.training, part.track_running_stats = True, True",
         ("tests/samplers/ingredients/test_online.py::test_sampling_moves_no_stored_statistic",),
     ),
+    Fault(
+        "the start of rounds moves by the last step's gradient only",
+        "samplers/ingredients/reset.py",
+        "start.grad = now.grad.clone() if start.grad is None else start.grad.add_(now.grad)",
+        "start.grad = now.grad.clone()",
+        ("tests/samplers/ingredients/test_reset.py::test_the_start_moves_by_one_adam_step_a_round",),
+    ),
+    Fault(
+        "a round that nothing is learnt from learns",
+        "samplers/ingredients/rounds.py",
+        "carried = state.recipe if learn else copy.deepcopy(state.recipe)",
+        "carried = state.recipe",
+        ("tests/samplers/ingredients/test_rounds.py::test_learns_nothing_where_nothing_is_to_be_learnt",),
+    ),
+    Fault(
+        "CMI's generator goes on where it was",
+        "samplers/cmi.py",
+        "redraw(generator, rng)  # all of it",
+        "pass  # all of it",
+        ("tests/samplers/test_cmi.py::test_a_round_begins_anew_but_for_the_head_and_the_features",),
+    ),
+    Fault(
+        "the moving BatchNorm statistics with their shares swapped",
+        "samplers/ingredients/batchnorm.py",
+        "mean=m * old[0] + (1 - m) * layer.mean",
+        "mean=(1 - m) * old[0] + m * layer.mean",
+        ("tests/samplers/ingredients/test_batchnorm.py::test_the_moving_form_equals_its_definition",),
+    ),
 )
 
 
