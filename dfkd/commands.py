@@ -153,7 +153,15 @@ def scout(words: list[str], dry_run: bool, as_json: bool) -> None:
     spec = teacher_spec(config.teacher, "teacher")
     student = student_of(config.student, spec)
     teacher = teacher_of(config.teacher, None, "teacher", config.device)
-    found = run(teacher, student, config.samplers, spec=spec, settings=config.draws, device=config.device)
+    found = run(
+        teacher,
+        student,
+        config.samplers,
+        spec=spec,
+        settings=config.draws,
+        device=config.device,
+        show_progress=True,
+    )
     found += [Scouted(name, reason=reason) for name, reason in left.items()]
     print(json.dumps([one.plain() for one in found]) if as_json else table(found))
 

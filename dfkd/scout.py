@@ -17,7 +17,8 @@ what a generator becomes after the few rounds that it is given here.
 import math
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +32,7 @@ from dfkd.losses import KL
 from dfkd.pixels import to_bytes
 from dfkd.problem import Problem
 from dfkd.rng import derive
+from dfkd.runtime import Bar
 from dfkd.schemes.offline import make_problem, make_student
 from dfkd.types import InputSpec
 
@@ -46,17 +48,19 @@ HORIZON: Final = 2000  # steps that a sampler is told the run will have: what a 
 class Settings:
     """rows: drawn of each sampler and shown to the teacher, >= 2. batch: rows between which the mean prediction is
     compared, >= 1. learn: draws that samplers which follow a student (generators, searches) learn from first, with an
-    untrained student, >= 0, and seconds: after which they learn no more, >= 0. seed: of all random streams.
+    untrained student, >= 0, and seconds: after which they learn no more, >= 0. limit: seconds after which a sampler is
+    given up, > seconds: some recipes make thousands of steps before their first image. seed: of all random streams.
     """
 
     rows: int = 256
     batch: int = 64
     learn: int = 100
     seconds: float = 5.0
+    limit: float = 20.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("rows", 2), ("batch", 1), ("learn", 0), ("seconds", 0)):
+        for name, least in (("rows", 2), ("batch", 1), ("learn", 0), ("seconds", 0), ("limit", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not least <= value < math.inf:
                 raise ValueError(f"{name}: expected a number >= {least}, found {value!r}")
@@ -93,6 +97,7 @@ def scout(
     spec: InputSpec,
     settings: Settings | None = None,
     device: str | torch.device | None = None,
+    show_progress: bool = False,
 ) -> list[Scouted]:
     """The samplers by score, best first, then those that cannot be used with this teacher, with the reason.
 
@@ -103,13 +108,18 @@ def scout(
     problem = make_problem(teacher, fresh, spec, seed=derive(settings.seed, "scout"), device=device)
     problem.horizon = HORIZON
     before = [(part, part.training) for part in teacher.modules()]
+    bar = Bar("scout", show_progress)
     try:
         fresh.eval()
         teacher.eval()
         with tempfile.TemporaryDirectory(prefix="dfkd-scout-") as banks:
             problem.banks = Path(banks)  # equal pools are filled once
-            found = [_look(label, sampler, problem, settings) for label, sampler in samplers.items()]
+            found: list[Scouted] = []
+            for label, sampler in samplers.items():
+                bar.update(len(found) / len(samplers), label)
+                found.append(_look(label, sampler, problem, settings))
     finally:
+        bar.close()
         for part, training in before:
             part.training = training
     return ranked(found, resolution(settings.rows, spec.num_classes))
@@ -155,10 +165,18 @@ def _look(label: str, sampler: Sampler, problem: Problem, settings: Settings) ->
     began, images, charged = time.perf_counter(), problem.teacher.images, problem.charged_seconds
     about = Scouted(label, is_data_free(sampler))
     try:
-        with torch.enable_grad(), problem.teacher.frozen(), problem.teacher.counting("synthesise"):
+        with (
+            _until(began + settings.limit, problem.teacher.module),
+            torch.enable_grad(),
+            problem.teacher.frozen(),
+            problem.teacher.counting("synthesise"),
+        ):
             state = sampler.init(problem, derive(settings.seed, "scout", label))
             learned = _learn(sampler, state, problem, settings, began)
             batch = sampler.draw(state, problem, settings.rows)
+    except _TooLong:
+        said = f"its first {settings.rows} rows take more than {settings.limit:g} s; draws.limit= gives it more"
+        return replace(about, reason=said)
     except (ValueError, ImportError, OSError) as error:  # UnsupportedProblem is a ValueError; files may be missing
         return replace(about, reason=" ".join(str(error).split()))
     if not bool(batch.x.isfinite().all()):  # sync
@@ -178,6 +196,25 @@ def _look(label: str, sampler: Sampler, problem: Problem, settings: Settings) ->
         teacher_images=images,
         seconds=seconds,
     )
+
+
+class _TooLong(Exception):
+    """A sampler is still at work after the time that it was given."""
+
+
+@contextmanager
+def _until(deadline: float, teacher: nn.Module) -> Iterator[None]:
+    """Inside, asking the teacher after the deadline raises _TooLong: every step of synthesis asks it."""
+
+    def look(*_: object) -> None:
+        if time.perf_counter() > deadline:
+            raise _TooLong
+
+    handle = teacher.register_forward_pre_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _learn(sampler: Sampler, state: Any, problem: Problem, settings: Settings, began: float) -> int:

@@ -152,6 +152,23 @@ def test_only_what_follows_the_student_learns_first(network: Network) -> None:
     assert (one.learned, len(hurried.seen)) == (0, 1)
 
 
+def test_what_takes_too_long_is_given_up_in_the_middle_of_a_draw(network: Network) -> None:
+    """A draw of a million steps; the teacher has no hook left, and the next sampler is scored."""
+    teacher = network()
+    endless = DeepInversion(steps=1_000_000, batch=8)
+    lines = scout(
+        teacher,
+        network(1),
+        {"endless": endless, "pooled": Pooled(endless, round=8), "uniform": Uniform()},
+        spec=SPEC,
+        settings=Settings(rows=48, limit=0.2),
+    )
+    assert [one.label for one in lines] == ["uniform", "endless", "pooled"]
+    for one in lines[1:]:
+        assert one.reason == "its first 48 rows take more than 0.2 s; draws.limit= gives it more"
+    assert not teacher._forward_pre_hooks
+
+
 def test_leaves_everything_as_it_was(network: Network) -> None:
     teacher, student = network().train(), network(1).train()
     before = [{key: value.clone() for key, value in net.state_dict().items()} for net in (teacher, student)]
