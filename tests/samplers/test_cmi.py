@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from dfkd.interfaces import preset_of
+from dfkd.losses import KL
 from dfkd.problem import Probe, Problem, UnsupportedProblem
 from samplers import CMI
 from samplers.ingredients import resized
@@ -28,7 +29,7 @@ def test_defaults_are_the_published_numbers() -> None:
     assert (sampler.learning_rate, sampler.capacity, sampler.crop, sampler.flip) == (1e-3, None, None, True)
     preset = preset_of(sampler)
     assert preset is not None
-    assert preset.objective == {"kl": {"temperature": 20.0}}
+    assert preset.objective == {"kl": (1.0, KL(temperature=20.0))}
     assert (preset.batch, preset.optimiser["learning_rate"], preset.steps) == (128, 0.1, 80_000)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dfkd.interfaces import preset_of
+from dfkd.losses import KL
 from dfkd.problem import Probe, Problem, UnsupportedProblem
 from generators.trunk import Trunk
 from samplers import FastDFKD
@@ -36,7 +37,7 @@ def test_defaults_are_the_published_numbers() -> None:
     assert FastDFKD(generator_rate=1.0, latent_rate=2.0, meta_rate=3.0).rates == (1.0, 2.0, 3.0)
     preset = preset_of(sampler)
     assert preset is not None
-    assert preset.objective == {"kl": {"temperature": 20.0}}
+    assert preset.objective == {"kl": (1.0, KL(temperature=20.0))}
     assert (preset.batch, preset.steps, preset.optimiser["learning_rate"]) == (256, 400 * 200, 0.2)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dfkd.interfaces import preset_of
+from dfkd.losses import KL
 from dfkd.problem import Problem, UnsupportedProblem
 from samplers import NAYER
 from samplers.ingredients import Disagreement, MovingBatchNorm, OneHot
@@ -37,7 +38,7 @@ def test_defaults_are_the_published_numbers() -> None:
     preset = preset_of(sampler)
     assert preset is not None
     assert (preset.batch, preset.optimiser["learning_rate"]) == (512, 0.2)
-    assert preset.objective == {"kl": {"temperature": 20.0}}
+    assert preset.objective == {"kl": (1.0, KL(temperature=20.0))}
 
 
 def test_the_loss_of_a_round_equals_its_definition(make_problem: MakeProblem) -> None:

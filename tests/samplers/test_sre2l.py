@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dfkd.interfaces import preset_of
+from dfkd.losses import KL
 from dfkd.problem import Problem, UnsupportedProblem
 from samplers import Augmented, CutMix, Pooled, SRe2L
 from samplers.ingredients import Rounds, noise_start
@@ -27,7 +28,11 @@ def test_defaults_are_the_published_numbers() -> None:
     assert (sampler.rounds, sampler.area, sampler.cutmix, sampler.flip) == (50, 0.08, 1.0, True)
     preset = preset_of(sampler)
     assert preset is not None
-    assert (preset.batch, preset.objective, preset.optimiser["name"]) == (1024, {"kl": {"temperature": 20.0}}, "adamw")
+    assert (preset.batch, preset.objective, preset.optimiser["name"]) == (
+        1024,
+        {"kl": (1.0, KL(temperature=20.0))},
+        "adamw",
+    )
 
 
 def test_a_round_is_that_of_a_loop_by_hand(make_problem: MakeProblem) -> None:
