@@ -19,7 +19,7 @@ from dfkd.types import InputSpec
 
 __all__ = ["best_of_several", "data_digests", "one_student"]
 
-SIGNAL_ROWS = 500  # in each bank of the signal
+SIGNAL_ROWS = 256  # in each bank of the signal: a round of most recipes, which some must make anew at each log point
 
 
 def one_student(

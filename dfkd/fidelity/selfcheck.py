@@ -47,8 +47,8 @@ class Signal:
     The banks are fixed: `own`, rows of the sampler (not those that it trains on, but of a finite set they are rows of
     it), and rows of others. Where it searches against the student, its base stands for it, as searched rows are
     different ones at every point. Where even that follows the student (a generator), rows are drawn anew at each point
-    from the state as it is, which is put back afterwards; then `own` is a moving target. Nothing is saved: a continued
-    run makes the same banks again.
+    from the state as it is, which is put back afterwards; then `own` is a moving target, and where images take many
+    steps each point takes them again. Nothing is saved: a continued run makes the same banks again.
 
     signal_NAME is the bank's KL in nats. Where all of them are flat, more training at this rate changes the student for
     the better nowhere that can be looked at without data. None of it estimates a test score.

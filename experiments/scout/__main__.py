@@ -106,7 +106,7 @@ def table(found: Mapping[str, Any]) -> str:
             f"| {label}{mark} | {'free' if row['data_free'] else 'reads'} | {row['score']:.2f} "
             f"| {_percent(row['agreement'])} | {_percent(row['preference'])} | {fmean(row['scout_seconds']):.1f} |"
         )
-    lines += ["", f"Means over {seeds} seeds; *: follows the student. Spearman's rho with test agreement [95 %]:", ""]
+    lines += ["", f"Means over {seeds} seed(s); *: follows the student. Spearman's rho with test agreement [95 %]:", ""]
     lines += ["| samplers | n | order | rho | its first | less than the best, % |", "|---|---|---|---|---|---|"]
     for group in ("all", "data-free", "do not follow the student"):
         for order, result in found["correlations"][group].items():

@@ -74,7 +74,13 @@ def test_cells_are_kept_and_samplers_join(tmp_path: Path, capsys: pytest.Capture
     again = run("uniform", "real", INVERTED)
     assert again == first
     assert files(out) == before
-    more = run("uniform", "real", INVERTED, "deep_inversion: {batch: 2, steps: 1}", "{generative: {batch: 8, width: small, latent: 8}}")
+    more = run(
+        "uniform",
+        "real",
+        INVERTED,
+        "deep_inversion: {batch: 2, steps: 1}",
+        "{generative: {batch: 8, width: small, latent: 8}}",
+    )
     assert before.items() <= files(out).items()
     for label, row in first["samplers"].items():
         assert more["samplers"][label]["agreement"] == row["agreement"]
