@@ -18,7 +18,7 @@ from dfkd.problem import Problem
 from dfkd.types import Batch, BatchNormMode, InputSpec, whole
 
 from .checks import a_labelling, at_least, between, some_rows
-from .state import Stream
+from .state import State, Stream
 
 _RATIO = (3 / 4, 4 / 3)
 _GREY = (0.299, 0.587, 0.114)
@@ -68,7 +68,7 @@ class OneImage:
         between(self, 0.0, 0.5, "hue")
         a_labelling(self.labelling)
 
-    def init(self, problem: Problem, seed: int) -> "Views":
+    def init(self, problem: Problem, seed: int) -> State:
         from dfkd.data import read_picture  # here, because a data-free run works where data cannot be read at all
 
         spec = problem.spec
@@ -80,18 +80,18 @@ class OneImage:
                 f"image: expected at least {least[0]}x{least[1]} pixels, of which a part of {self.part:g} is as large "
                 f"as the teacher's {spec.height}x{spec.width}, found {h}x{w} in {self.image!r}"
             )
-        return Views(picture.to(problem.device), seed)
+        return State(stream=Stream(seed, problem.device), views=Views(picture.to(problem.device)))
 
-    def draw(self, state: "Views", problem: Problem, n: int, learn: bool = True) -> Batch:
+    def draw(self, state: State, problem: Problem, n: int, learn: bool = True) -> Batch:
         del learn  # nothing to learn
         some_rows(n)
         spec, rng = problem.spec, state.stream.advance()
-        boxes = rectangles(n, state.size, self.part, self.area, rng)
-        x = state.look(*self._places(boxes, spec, rng))
+        boxes = rectangles(n, state.views.size, self.part, self.area, rng)
+        x = state.views.look(*self._places(boxes, spec, rng))
         x = (spec.low + spec.span * self._recoloured(x, rng)).clamp_(spec.low, spec.high)
         return Batch(x, labelling=whole(n, self.labelling))
 
-    def observe(self, state: "Views", batch: Batch, loss: Tensor) -> None:
+    def observe(self, state: State, batch: Batch, loss: Tensor) -> None:
         del state, batch, loss
 
     def _places(self, boxes: Tensor, spec: InputSpec, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,10 +153,9 @@ def rectangles(n: int, size: tuple[int, int], part: float, area: tuple[float, fl
 
 
 class Views:
-    """The image at full, half, quarter ... size, side by side in one row of pixels, and the stream; that is saved."""
+    """The image at full, half, quarter ... size, side by side in one row of pixels; of it the size alone is saved."""
 
-    def __init__(self, picture: Tensor, seed: int) -> None:
-        self.stream = Stream(seed, picture.device)
+    def __init__(self, picture: Tensor) -> None:
         self.size: tuple[int, int] = (picture.shape[1], picture.shape[2])
         levels = [picture[None].float()]
         while min(levels[-1].shape[2:]) >= 4:
@@ -185,9 +184,8 @@ class Views:
         return self._pixels[:, index]  # (c, n, h, w)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self.stream.state_dict(), "size": list(self.size)}
+        return {"size": list(self.size)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if tuple(state["size"]) != self.size:
             raise ValueError(f"state: expected an image of {self.size} pixels, found one of {tuple(state['size'])}")
-        self.stream.load_state_dict(state)

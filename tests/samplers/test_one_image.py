@@ -13,8 +13,9 @@ from torch import Tensor
 
 from dfkd.interfaces import sources
 from dfkd.problem import Problem
+from dfkd.rng import Stream
 from samplers import Balanced, OneImage
-from samplers.one_image import Views, rectangles
+from samplers.one_image import rectangles
 
 MakeProblem = Callable[..., Problem]
 
@@ -97,7 +98,7 @@ def test_shows_what_is_there(
     problem = make_problem(shape=shape)
     sampler = OneImage(image=ramp, **settings)
     x = draw(sampler, problem, 12)
-    twin = Views(torch.zeros(3, H, W, dtype=torch.uint8), 3).stream.advance()
+    twin = Stream(3).advance()
     boxes = rectangles(12, (H, W), 0.5, sampler.area, twin).tolist()
     u = torch.rand(3, 12, 1, 1, generator=twin).flatten(1).T.tolist()
     for image, box, chance in zip(x, boxes, u, strict=True):
@@ -182,7 +183,7 @@ def test_changes_follow_one_another(colourful: str, make_problem: MakeProblem) -
     problem = make_problem(shape=(3, 8, 8))
     most = {"brightness": 0.2, "contrast": 0.3, "saturation": 0.4}
     before, after = changed(colourful, problem, **most)
-    twin = Views(torch.zeros(3, 60, 60, dtype=torch.uint8), 3).stream.advance()
+    twin = Stream(3).advance()
     rectangles(200, (60, 60), 1.0, (1.0, 1.0), twin)
     torch.rand(3, 200, 1, 1, generator=twin)
     u = (2 * torch.rand(5, 200, 1, 1, generator=twin) - 1)[:4].flatten(1)
