@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dfkd.interfaces import Sampler, walk
 from dfkd.pixels import to_bytes, to_pixels
-from dfkd.problem import Problem, UnsupportedProblem
+from dfkd.problem import Diverged, Problem, UnsupportedProblem
 from dfkd.rng import derive
 from dfkd.types import Batch, Outputs, whole
 
@@ -127,6 +127,8 @@ class Pooled:
         """One round of the base: rounded to bytes, then labelled where labels do not depend on a row's company."""
         batch = self.base.draw(state.base, problem, self.round, True)
         mode = one_mode(batch, self.name)
+        if not bool(torch.isfinite(batch.x).all()):  # sync: once a round, as bytes would not show it
+            raise Diverged("pooled: its base gave images that are not finite; a lower learning rate of it may help")
         images = to_bytes(batch.x, problem.spec)
         columns = {name: getattr(batch, name) for name in ("y", "target", "weight", "source")}
         precision = problem.teacher.precision

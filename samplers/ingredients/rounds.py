@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dfkd.interfaces import Sampler
-from dfkd.problem import Diverged, Problem
+from dfkd.problem import Problem
 from dfkd.rng import derive
 from dfkd.types import Batch
 
@@ -71,8 +71,6 @@ class Rounds:
         carried = state.recipe if learn else copy.deepcopy(state.recipe)
         made = [self.recipe.round(carried, problem, rng) for _ in range(math.ceil(n / self.recipe.batch))]
         x = torch.cat([batch.x for batch in made])
-        if learn and not bool(torch.isfinite(x).all()):  # sync: once a round, as a bank of bytes would not show it
-            raise Diverged(f"{self.recipe.name}: a search for images has diverged; a lower learning rate may help")
         known = [batch.target for batch in made if batch.target is not None]
         info = {key: torch.stack([batch.info[key] for batch in made]).mean() for key in made[0].info}
         batch = Batch(x, target=torch.cat(known) if len(known) == len(made) else None, info=info)
@@ -106,5 +104,8 @@ def banked(
 
 
 def unfound(problem: Problem, n: int) -> Tensor:
-    """(n, c, h, w) of NaN, for Best to begin with: what a search has found that never had a finite loss."""
+    """(n, c, h, w) of NaN, for Best to begin with: what a search has found that never had a finite loss.
+
+    A bank refuses them: its run ends as `diverged`.
+    """
     return torch.full((n, *problem.spec.shape), torch.nan, device=problem.device)

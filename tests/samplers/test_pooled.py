@@ -13,9 +13,24 @@ import torch
 from torch import Tensor
 
 from dfkd.pixels import to_bytes, to_pixels
-from dfkd.problem import Problem
+from dfkd.problem import Diverged, Problem
 from dfkd.types import Batch, InputSpec
-from samplers import Adversarial, DeepInversion, Gaussian, Mixture, Pooled, Real, Uniform
+from samplers import (
+    DFAD,
+    Adversarial,
+    DeadLeaves,
+    DeepInversion,
+    Gaussian,
+    Mixture,
+    OneImage,
+    OutOfDomain,
+    Pooled,
+    Prioritised,
+    Real,
+    Shader,
+    Spectrum,
+    Uniform,
+)
 from samplers.state import State
 
 MakeProblem = Callable[..., Problem]
@@ -333,6 +348,40 @@ def test_a_shared_bank_continues_exactly(make_problem: MakeProblem, tmp_path: Pa
     state.load_state_dict(saved)
     for batch in expected:
         assert torch.equal(batch.x, POOL.draw(state, again, 8).x)
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        Real(),
+        Uniform(labelling="eval"),
+        DeadLeaves(),
+        Spectrum(),
+        Shader(),
+        OneImage(),
+        OutOfDomain("digits", limit=40),
+        DeepInversion(steps=1, batch=4),
+        Pooled(Gaussian(labelling="eval"), round=4, every=1),
+    ],
+    ids=lambda base: base.name,
+)
+def test_a_shared_bank_does_not_depend_on_draws_that_teach_nothing(base: Any, make_problem: MakeProblem) -> None:
+    problem, pool = make_problem(), Pooled(base, round=4, every=1)
+    watched, alone = pool.init(problem, 1), pool.init(problem, 1)
+    for _ in range(3):
+        pool.draw(watched, problem, 4)
+        pool.draw(watched, problem, 3, learn=False)
+        pool.draw(alone, problem, 4)
+    assert torch.equal(watched.images, alone.images)
+
+
+@pytest.mark.parametrize("bank", [Pooled, Prioritised])
+def test_images_that_are_not_finite_end_the_run(bank: Any, make_problem: MakeProblem) -> None:
+    """As bytes they would be black images, which a student learns from as from any other."""
+    problem, pool = make_problem(), bank(DFAD(latent=4, batch=4, learning_rate=1e30), round=4, every=None, warmup=6)
+    state = pool.init(problem, 1)
+    with pytest.raises(Diverged, match="pooled: its base gave images that are not finite"):
+        pool.draw(state, problem, 4)
 
 
 def test_refuses_what_it_cannot_do(make_problem: MakeProblem) -> None:
