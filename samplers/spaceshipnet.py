@@ -59,7 +59,7 @@ class SpaceshipNet:
     name: ClassVar[str] = "spaceshipnet"
     data_free: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("input_grad", "batchnorm")
-    uses_student: ClassVar[bool] = False
+    uses_student: ClassVar[bool] = True  # never asked, but what is learned depends on how often it was drawn from
     preset: ClassVar[Preset] = Preset(
         # theirs is a mean over classes too: a tenth of the sum for ten of them
         objective={"kl": (0.1, KL(temperature=30.0))},

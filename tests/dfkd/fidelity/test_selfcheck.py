@@ -15,7 +15,17 @@ from dfkd.interfaces import Sampler
 from dfkd.losses import KL, combine
 from dfkd.problem import Probe, Problem
 from dfkd.types import Batch, InputSpec
-from samplers import Adversarial, Augmented, DeepInversion, Generative, Mixture, Pooled, Smoothed, Uniform
+from samplers import (
+    Adversarial,
+    Augmented,
+    DeepInversion,
+    Generative,
+    Mixture,
+    Pooled,
+    Smoothed,
+    SpaceshipNet,
+    Uniform,
+)
 
 INVERTED = Pooled(DeepInversion(steps=2, batch=8), round=8, every=3)
 UNSEEN: dict[str, Sampler] = {"smoothed": Smoothed(labelling="eval"), "uniform": Uniform(labelling="eval")}
@@ -32,6 +42,8 @@ def test_what_stands_for_the_sampler() -> None:
     assert unsearched(Adversarial(Adversarial(INVERTED))) is INVERTED
     for follows in (GENERATOR, Augmented(GENERATOR, crop=1), Adversarial(GENERATOR), Mixture((INVERTED, GENERATOR))):
         assert unsearched(follows) is None
+    # it never asks the student, but one that nobody has drawn from has an untrained generator
+    assert unsearched(SpaceshipNet()) is None
 
 
 @dataclass(frozen=True)
