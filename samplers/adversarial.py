@@ -17,7 +17,7 @@ from dfkd.problem import Problem
 from dfkd.rng import Stream, derive
 from dfkd.types import Batch, BatchNormMode
 
-from .checks import a_sampler, between, one_of, positive, whole_at_least
+from .checks import a_sampler, between, one_of, positive, requires, whole_at_least
 from .ingredients import Divergence, disagreement
 from .state import State
 
@@ -51,8 +51,8 @@ class Adversarial:
         one_of(self, get_args(Divergence), "divergence")
 
     def init(self, problem: Problem, seed: int) -> State:
-        for probe in (problem.teacher, problem.student):
-            probe.require("input_grad", who=self.name)
+        requires(problem, "input_grad", who=self.name)
+        problem.student.require("input_grad", who=self.name)
         return State(stream=Stream(seed, problem.device), base=self.base.init(problem, derive(seed, "base")))
 
     def draw(self, state: State, problem: Problem, n: int, learn: bool = True) -> Batch:

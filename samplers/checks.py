@@ -3,7 +3,7 @@
 from typing import Any
 
 from dfkd.interfaces import Sampler
-from dfkd.problem import UnsupportedProblem
+from dfkd.problem import Problem, UnsupportedProblem
 from dfkd.types import BATCHNORM_MODES, Batch, BatchNormMode
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "one_mode",
     "one_of",
     "positive",
+    "requires",
     "some_rows",
     "weight_or_auto",
     "whole_at_least",
@@ -36,6 +37,24 @@ def a_labelling(value: str) -> None:
     """The BatchNorm mode the teacher labels in."""
     if value not in BATCHNORM_MODES:
         raise ValueError(f"labelling: expected one of {', '.join(BATCHNORM_MODES)}, found {value!r}")
+
+
+INSTEAD = {
+    "input_grad": ("smoothed", "shader", "dead_leaves"),
+    "batchnorm": ("dfad", "zskt", "energy"),
+    "penultimate": ("dfad", "zskt", "energy"),
+}
+"""By capability, samplers that do without it."""
+
+
+def requires(problem: Problem, *needs: str, who: str) -> None:
+    """UnsupportedProblem naming `who`, what the teacher lacks, and samplers that do without."""
+    for need in needs:
+        try:
+            problem.teacher.require(need, who=who)
+        except UnsupportedProblem as error:
+            others = f"; {', '.join(INSTEAD[need])} do without" if need in INSTEAD else ""
+            raise UnsupportedProblem(f"{error}{others}") from error
 
 
 def one_mode(batch: Batch, who: str) -> BatchNormMode:

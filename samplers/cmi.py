@@ -14,9 +14,9 @@ from torch import Tensor
 from dfkd.interfaces import Preset, Sampler
 from dfkd.losses import KL
 from dfkd.problem import Problem
-from dfkd.rng import derive, initialised
+from dfkd.rng import derive
 from dfkd.types import Batch
-from generators.trunk import Trunk, Width
+from generators.trunk import Width
 
 from .checks import at_least, one_of, positive, weight_or_auto, whole_at_least
 from .ingredients import (
@@ -26,8 +26,10 @@ from .ingredients import (
     Disagreement,
     Objective,
     OneHot,
+    TrunkNetwork,
     banked,
     batchnorm_term,
+    built,
     cropped,
     descend,
     redraw,
@@ -120,9 +122,8 @@ class CMI:
 
     def begin(self, problem: Problem, seed: int) -> State:
         terms = self.objective.init(problem, derive(seed, "terms"), who=self.name)
-        spec = problem.spec
-        with initialised(derive(seed, "generator")):
-            generator = Trunk(spec.shape, self.latent, self.width, low=spec.low, high=spec.high).to(problem.device)
+        network = TrunkNetwork(self.latent, self.width)
+        generator = built(network.build, problem, derive(seed, "generator"), self.name)
         return State(terms=terms, generator=generator.train())
 
     def round(self, state: State, problem: Problem, rng: torch.Generator) -> Batch:

@@ -17,7 +17,7 @@ from dfkd.problem import Problem
 from dfkd.types import Batch, BatchNormMode
 
 from .checks import a_labelling, at_least, positive, whole_at_least
-from .ingredients import Activation, Balance, Objective, OneHot, OnlineGenerator, TrunkNetwork, enough_rows
+from .ingredients import Activation, Balance, Objective, OneHot, OnlineGenerator, TrunkNetwork
 from .state import State
 
 LOG10 = 1.0 / math.log(10.0)
@@ -103,7 +103,6 @@ class DAFL:
         )
 
     def init(self, problem: Problem, seed: int) -> State:
-        enough_rows(self.objective, self.batch, problem, self.name)
         return self._online.init(problem, seed, self.name)
 
     def draw(self, state: State, problem: Problem, n: int, learn: bool = True) -> Batch:

@@ -26,7 +26,6 @@ from .ingredients import (
     OnlineGenerator,
     TrunkNetwork,
     batchnorm_term,
-    enough_rows,
 )
 from .state import State
 
@@ -100,7 +99,6 @@ class DFQ:
         )
 
     def init(self, problem: Problem, seed: int) -> State:
-        enough_rows(self.objective, self.batch, problem, self.name)
         return self._online.init(problem, seed, self.name)
 
     def draw(self, state: State, problem: Problem, n: int, learn: bool = True) -> Batch:

@@ -14,9 +14,9 @@ from torch import Tensor
 from dfkd.interfaces import Preset, Sampler
 from dfkd.losses import KL
 from dfkd.problem import Problem
-from dfkd.rng import derive, initialised
+from dfkd.rng import derive
 from dfkd.types import Batch
-from generators.trunk import Trunk, Width
+from generators.trunk import Width
 
 from .checks import at_least, between, one_of, positive, weight_or_auto, whole_at_least
 from .ingredients import (
@@ -27,8 +27,10 @@ from .ingredients import (
     MetaStep,
     Objective,
     OneHot,
+    TrunkNetwork,
     banked,
     batchnorm_term,
+    built,
     cropped,
     descend,
     redraw_first,
@@ -131,9 +133,8 @@ class FastDFKD:
 
     def begin(self, problem: Problem, seed: int) -> State:
         terms = self._objective(self.warmup).init(problem, derive(seed, "terms"), who=self.name)
-        spec = problem.spec
-        with initialised(derive(seed, "generator")):
-            start = Trunk(spec.shape, self.latent, self.width, low=spec.low, high=spec.high).to(problem.device)
+        network = TrunkNetwork(self.latent, self.width)
+        start = built(network.build, problem, derive(seed, "generator"), self.name)
         return State(terms=terms, start=Meta(start, self.rates[2], self.meta), rounds=0)
 
     def round(self, state: State, problem: Problem, rng: torch.Generator) -> Batch:

@@ -28,7 +28,6 @@ from .ingredients import (
     Patches,
     TrunkNetwork,
     cropped,
-    enough_rows,
 )
 from .out_of_domain import OutOfDomain
 from .real import Place
@@ -123,7 +122,6 @@ class MosaicKD:
         )
 
     def init(self, problem: Problem, seed: int) -> State:
-        enough_rows(self.objective, self.batch, problem, self.name)
         generator = self._generator.init(problem, derive(seed, "generator"), self.name)
         elsewhere = self._elsewhere.init(problem, derive(seed, "elsewhere"))
         # the critic goes through the same images in an order of its own

@@ -19,8 +19,8 @@ from torch import Tensor
 from dfkd.interfaces import Preset, Sampler
 from dfkd.losses import KL
 from dfkd.problem import Problem
-from dfkd.rng import derive, initialised
-from dfkd.types import Batch
+from dfkd.rng import derive
+from dfkd.types import Batch, InputSpec
 from generators.noisy_layer import LabelGenerator
 from generators.trunk import Width
 
@@ -33,6 +33,7 @@ from .ingredients import (
     OneHot,
     banked,
     batchnorm_term,
+    built,
     cropped,
     descend,
     due,
@@ -137,24 +138,27 @@ class NAYER:
     # -- rounds --------------------------------------------------------------------------------------------------
 
     def begin(self, problem: Problem, seed: int) -> State:
-        spec, k = problem.spec, problem.spec.num_classes
+        k = problem.spec.num_classes
         if self.batch < k:
             raise ValueError(
                 f"{self.name}: batch: expected at least {k} rows to balance {k} classes, found {self.batch}"
             )
         terms = self._objective(self.warmup).init(problem, derive(seed, "terms"), who=self.name)
-        with initialised(derive(seed, "generator")):
-            generator = LabelGenerator(
-                spec.shape,
-                embeddings_of(self.embeddings, k, self.length),
-                blocks=math.ceil(self.batch / k),
-                noise=self.noise,
-                width=self.width,
-                learned=self.embeddings == "learned",
-                low=spec.low,
-                high=spec.high,
-            )
-        return State(terms=terms, generator=generator.to(problem.device).train(), rounds=0)
+        generator = built(self._network, problem, derive(seed, "generator"), self.name)
+        return State(terms=terms, generator=generator.train(), rounds=0)
+
+    def _network(self, spec: InputSpec) -> LabelGenerator:
+        k = spec.num_classes
+        return LabelGenerator(
+            spec.shape,
+            embeddings_of(self.embeddings, k, self.length),
+            blocks=math.ceil(self.batch / k),
+            noise=self.noise,
+            width=self.width,
+            learned=self.embeddings == "learned",
+            low=spec.low,
+            high=spec.high,
+        )
 
     def round(self, state: State, problem: Problem, rng: torch.Generator) -> Batch:
         spec, generator = problem.spec, state.generator

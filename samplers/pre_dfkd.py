@@ -29,7 +29,6 @@ from .ingredients import (
     OneHot,
     OnlineGenerator,
     TrunkNetwork,
-    enough_rows,
 )
 from .state import State
 
@@ -116,7 +115,6 @@ class PreDFKD:
         return Memory(self.latent, self.memory_rate, self.recall_rate, self.one_hot, self.balance)
 
     def init(self, problem: Problem, seed: int) -> State:
-        enough_rows(self.objective, self.batch, problem, self.name)
         generator = self._generator.init(problem, derive(seed, "generator"), self.name)
         uniform_kernels(generator.generator)
         return State(

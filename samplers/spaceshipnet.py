@@ -16,13 +16,23 @@ from torch import Tensor
 from dfkd.interfaces import Preset
 from dfkd.losses import KL
 from dfkd.problem import Diverged, Problem
-from dfkd.rng import Stream, derive, initialised
+from dfkd.rng import Stream, derive
 from dfkd.types import Batch, BatchNormMode, whole
 from generators.depths import DEPTHS, image_from, maps_of
-from generators.trunk import Trunk
 
 from .checks import a_labelling, at_least, between, positive, some_rows, weight_or_auto, whole_at_least
-from .ingredients import BatchNormWeight, Best, Objective, OneHot, batchnorm_term, cropped, descend, unfound
+from .ingredients import (
+    BatchNormWeight,
+    Best,
+    Objective,
+    OneHot,
+    TrunkNetwork,
+    batchnorm_term,
+    built,
+    cropped,
+    descend,
+    unfound,
+)
 from .pooled import places
 from .state import State
 
@@ -97,9 +107,9 @@ class SpaceshipNet:
                 f"{self.name}: batch: expected at least {problem.spec.num_classes} rows, one for each class, "
                 f"found {self.batch}"
             )
-        spec, device = problem.spec, problem.device
-        with initialised(derive(seed, "generator")):
-            generator = Trunk(spec.shape, self.latent, "small", low=spec.low, high=spec.high).to(device)
+        device = problem.device
+        network = TrunkNetwork(self.latent, "small")
+        generator = built(network.build, problem, derive(seed, "generator"), self.name)
         return State(
             stream=Stream(seed, device),
             terms=terms,

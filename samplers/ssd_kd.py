@@ -16,9 +16,8 @@ from torch import Tensor
 from dfkd.interfaces import Preset, Sampler
 from dfkd.losses import KL
 from dfkd.problem import Problem
-from dfkd.rng import derive, initialised
+from dfkd.rng import derive
 from dfkd.types import Batch
-from generators.trunk import Trunk
 
 from .augmented import Augmented
 from .checks import at_least, between, positive, weight_or_auto, whole_at_least
@@ -30,7 +29,9 @@ from .ingredients import (
     Objective,
     Reward,
     Rounds,
+    TrunkNetwork,
     batchnorm_term,
+    built,
     cropped,
     descend,
     unfound,
@@ -111,9 +112,8 @@ class SSDKD:
 
     def begin(self, problem: Problem, seed: int) -> State:
         terms = self._objective(self.warmup).init(problem, derive(seed, "terms"), who=self.name)
-        spec = problem.spec
-        with initialised(derive(seed, "generator")):
-            start = Trunk(spec.shape, self.latent, "small", low=spec.low, high=spec.high).to(problem.device)
+        network = TrunkNetwork(self.latent, "small")
+        start = built(network.build, problem, derive(seed, "generator"), self.name)
         return State(terms=terms, start=Meta(start, self.meta_rate), rounds=0)
 
     def round(self, state: State, problem: Problem, rng: torch.Generator) -> Batch:

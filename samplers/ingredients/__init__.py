@@ -18,7 +18,7 @@ from .descend import Best, descend
 from .disagreement import Disagreement, Divergence, Variant, disagreement
 from .entropy import Entropy
 from .memory import Memory
-from .networks import DcganNetwork, Network, TrunkNetwork
+from .networks import DcganNetwork, Network, TrunkNetwork, built
 from .online import OnlineGenerator, Rate, Reuse, enough_rows, sampling
 from .priors import PixelNorm, Smoothness, TotalVariation, Variation, row_variation
 from .reset import Meta, MetaStep, due, redraw, redraw_first, renew
@@ -69,6 +69,7 @@ __all__ = [
     "banked",
     "batchnorm_distance",
     "batchnorm_term",
+    "built",
     "cropped",
     "descend",
     "disagreement",

@@ -1,17 +1,20 @@
 """Which network a generator is: settings that recipes hand on, and that build it for the images of a problem."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, get_args
 
 from torch import nn
 
+from dfkd.problem import Problem, UnsupportedProblem
+from dfkd.rng import initialised
 from dfkd.types import InputSpec
 from generators.dcgan import Dcgan
 from generators.trunk import BOUNDED, Head, Trunk, Width
 
 from ..checks import one_of, positive, whole_at_least
 
-__all__ = ["DcganNetwork", "Network", "TrunkNetwork"]
+__all__ = ["DcganNetwork", "Network", "TrunkNetwork", "built"]
 
 
 class Network(Protocol):
@@ -77,3 +80,16 @@ class DcganNetwork:
 
     def build(self, spec: InputSpec) -> nn.Module:
         return Dcgan(spec.shape, self.latent, low=spec.low, high=spec.high)
+
+
+def built(build: Callable[[InputSpec], nn.Module], problem: Problem, seed: int, who: str) -> nn.Module:
+    """A network for the problem's images, its weights drawn from the seed. UnsupportedProblem naming `who` where it
+    cannot make any of their size."""
+    try:
+        with initialised(seed):
+            return build(problem.spec).to(problem.device)
+    except ValueError as error:
+        if not str(error).startswith("shape: "):
+            raise
+        other = "deep_inversion and energy, which move pixels, make images of any size"
+        raise UnsupportedProblem(f"{who}: {error}; {other}") from error

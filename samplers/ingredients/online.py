@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dfkd.problem import Problem
-from dfkd.rng import Stream, derive, initialised
+from dfkd.rng import Stream, derive
 from dfkd.types import BATCHNORM_MODES, Batch, BatchNormMode, Outputs, whole
 
 from ..checks import a_labelling, between, one_of, positive, some_rows, whole_at_least
 from ..state import State
 from .classes import Balance
 from .descend import descend
-from .networks import Network
+from .networks import Network, built
 from .terms import Objective
 from .views import Views
 
@@ -84,11 +84,11 @@ class OnlineGenerator:
     # -- the three that a sampler hands on to --------------------------------------------------------------------
 
     def init(self, problem: Problem, seed: int, who: str) -> State:
-        """UnsupportedProblem naming `who` where the teacher lacks what a term needs."""
+        """UnsupportedProblem naming `who` where the teacher lacks what a term needs or has images of another size than
+        the network makes; ValueError where all classes do not go into a batch that is to hold them equally."""
+        enough_rows(self.objective, self.batch, problem, who)
         terms = self.objective.init(problem, derive(seed, "terms"), who=who)
-        with initialised(derive(seed, "generator")):
-            generator = self.network.build(problem.spec).to(problem.device)
-        generator.eval()
+        generator = built(self.network.build, problem, derive(seed, "generator"), who).eval()
         return State(
             stream=Stream(seed, problem.device),
             terms=terms,

@@ -14,6 +14,7 @@ from torch import Tensor
 from dfkd.problem import BatchNormInput, Problem
 from dfkd.rng import derive
 
+from ..checks import requires
 from .views import Views
 
 __all__ = ["Learner", "Look", "Objective", "Term"]
@@ -79,7 +80,7 @@ class Objective:
 
     def init(self, problem: Problem, seed: int, who: str) -> list[Any]:
         """The terms' states. UnsupportedProblem naming `who` where the teacher lacks what a term needs."""
-        problem.teacher.require(*self.needs, who=who)
+        requires(problem, *self.needs, who=who)
         if self.uses_student:
             problem.student.require("input_grad", who=who)
         return [term.init(problem, derive(seed, position)) for position, (_, term) in enumerate(self.terms)]

@@ -5,9 +5,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch import nn
 
-from samplers.checks import at_least, between, one_of, positive, whole_at_least
+from dfkd.problem import Problem, UnsupportedProblem
+from dfkd.registry import SAMPLERS, find
+from dfkd.types import InputSpec
+from samplers.checks import INSTEAD, at_least, between, one_of, positive, requires, whole_at_least
 
+MakeProblem = Callable[..., Problem]
 Check = Callable[..., None]
 
 
@@ -27,3 +32,21 @@ def test_takes_what_fits_and_names_what_does_not(check: Check, rule: Any, good: 
     for value in bad:
         with pytest.raises(ValueError, match=f"^setting: expected .*, found {value!r}$"):
             check(SimpleNamespace(other=good[0], setting=value), *rule, "other", "setting")
+
+
+def test_what_is_named_instead_does_without() -> None:
+    for need, names in INSTEAD.items():
+        for name in names:
+            assert need not in find("sampler", name, SAMPLERS).needs
+
+
+def test_names_the_need_and_who_does_without(
+    make_problem: MakeProblem, brightness: Callable[[InputSpec], nn.Module]
+) -> None:
+    problem = make_problem(teacher=brightness)
+    requires(problem, "logits", "input_grad", who="toy")
+    said = "^toy: needs a teacher with batchnorm; this teacher has logits, input_grad; dfad, zskt, energy do without$"
+    with pytest.raises(UnsupportedProblem, match=said):
+        requires(problem, "input_grad", "batchnorm", who="toy")
+    with pytest.raises(UnsupportedProblem, match=r"with features; this teacher has logits, input_grad$"):
+        requires(problem, "features", who="toy")

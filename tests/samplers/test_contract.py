@@ -66,7 +66,7 @@ from samplers import (
 MakeProblem = Callable[..., Problem]
 
 INVERSION = DeepInversion(steps=2, batch=8)
-GENERATIVE = Generative(latent=8, width="small", batch=8, student_steps=2)
+GENERATIVE = Generative(latent=8, width="small", batch=10, student_steps=2)
 SSD = SSDKD(capacity=12, steps=2, latent=6, batch=6, warmup=1, every=2)
 SPACESHIP = SpaceshipNet(latent=6, steps=2, batch=10, every=2, capacity=20)
 FAST = FastDFKD(steps=2, latent=6, batch=6, warmup=1, every=2)

@@ -169,3 +169,9 @@ def test_a_size_the_trunk_cannot_make(make_problem: MakeProblem) -> None:
 def test_names_the_wrong_setting(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Generative(**given)
+
+
+def test_a_batch_too_small_for_the_classes(make_problem: MakeProblem) -> None:
+    with pytest.raises(ValueError, match="generative: batch: expected at least 10 rows to balance 10 classes, found 9"):
+        Generative(**SMALL | {"batch": 9}).init(make_problem(), 0)
+    Generative(**SMALL | {"batch": 9}, balance=0.0).init(make_problem(), 0)

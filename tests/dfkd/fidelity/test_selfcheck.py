@@ -29,7 +29,7 @@ from samplers import (
 
 INVERTED = Pooled(DeepInversion(steps=2, batch=8), round=8, every=3)
 UNSEEN: dict[str, Sampler] = {"smoothed": Smoothed(labelling="eval"), "uniform": Uniform(labelling="eval")}
-GENERATOR = Generative(latent=4, width="small", batch=4, student_steps=2)
+GENERATOR = Generative(latent=4, width="small", batch=5, student_steps=2)
 
 
 @pytest.fixture

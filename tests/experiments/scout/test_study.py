@@ -79,7 +79,7 @@ def test_cells_are_kept_and_samplers_join(tmp_path: Path, capsys: pytest.Capture
         "real",
         INVERTED,
         "deep_inversion: {batch: 2, steps: 1}",
-        "{generative: {batch: 8, width: small, latent: 8}}",
+        "{generative: {batch: 10, width: small, latent: 8}}",
     )
     assert before.items() <= files(out).items()
     for label, row in first["samplers"].items():
