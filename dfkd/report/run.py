@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dfkd.results import Summary, read
 
-__all__ = ["Bank", "Run", "load_run"]
+__all__ = ["Bank", "Run", "load_run", "reasons"]
 
 Array = NDArray[Any]
 
@@ -27,7 +27,8 @@ class Bank:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything the report shows. curves and rows by (sampler, seed); banks by sampler, of its first seed."""
+    """Everything the report shows. curves and rows by (sampler, seed); banks by sampler, of its first seed; reasons by
+    sampler, of those that are unsupported."""
 
     name: str
     summary: Summary
@@ -36,6 +37,7 @@ class Run:
     curves: Mapping[tuple[str, int], list[dict[str, float]]] = field(default_factory=dict)
     rows: Mapping[tuple[str, int], Mapping[str, Array]] = field(default_factory=dict)
     banks: Mapping[str, Bank] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def order(self) -> list[str]:
@@ -85,7 +87,19 @@ def load_run(folder: Path) -> Run:
             banks[sampler] = _bank(bank)
     config = folder / "config.yaml"
     text = config.read_text(encoding="utf-8") if config.is_file() else ""
-    return Run(folder.resolve().name, summary, text, manifest, curves, rows, banks)
+    return Run(folder.resolve().name, summary, text, manifest, curves, rows, banks, reasons(folder, summary))
+
+
+def reasons(folder: Path, summary: Summary) -> dict[str, str]:
+    """Why samplers are unsupported here, as their runs have written; those that wrote nothing are left out."""
+    found = {}
+    for sampler in summary.ranked():
+        for seed, status in summary.failed.get(sampler, {}).items():
+            place = folder / "runs" / _file_name(folder / "runs", sampler, seed)
+            reason = _json(place / "student.json").get("reason") if status == "unsupported" else None
+            if reason:
+                found[sampler] = str(reason).removeprefix(f"{sampler}: ")
+    return found
 
 
 def _file_name(parent: Path, sampler: str, seed: int, suffix: str = "") -> str:

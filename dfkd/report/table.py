@@ -10,6 +10,7 @@ from rich.text import Text
 from dfkd.results import Cell, Summary, read
 
 from .matrix import failed_words
+from .run import reasons
 from .words import duration, large, number, spread
 
 __all__ = ["print_table"]
@@ -18,13 +19,17 @@ WIDTH = 100
 
 
 def print_table(source: Path | str | Summary, console: Console | None = None) -> None:
-    """The samplers by agreement, best first. source: a run folder or a summary."""
+    """The samplers by agreement, best first. source: a run folder, which also says why some have no score, or a
+    summary."""
     summary = source if isinstance(source, Summary) else Summary(read(Path(source) / "results.jsonl"))
     if console is None:
         console = Console()
     if not console.is_terminal:
         console = Console(file=console.file, width=WIDTH, no_color=True, force_terminal=False, highlight=False)
     console.print(_table(summary, console.is_terminal))
+    if not isinstance(source, Summary):
+        for sampler, reason in reasons(Path(source), summary).items():
+            console.print(Text(f"{sampler} is unsupported: {reason}"))
 
 
 def _table(summary: Summary, rich_terminal: bool) -> Table:

@@ -197,5 +197,6 @@ def _failures(run: Run) -> list[Markup]:
             count = sum(value == status for value in failed.values())
             how = "is unsupported here" if status == "unsupported" else "diverged"
             on = "" if total == 1 or status == "unsupported" else f" on {count} of {total} seeds"
-            parts.append(f"{sampler} {how}{on}")
+            why = f" ({run.reasons[sampler]})" if status == "unsupported" and sampler in run.reasons else ""
+            parts.append(f"{sampler} {how}{on}{why}")
     return [Markup("Without a score: {}.").format("; ".join(parts))] if parts else []

@@ -32,6 +32,15 @@ def test_holds_the_numbers_best_first(folder: Path) -> None:
     assert "over 3 seeds" in text
 
 
+def test_says_why_a_sampler_is_unsupported(folder: Path) -> None:
+    assert "is unsupported:" not in printed(folder)  # nothing is written of it
+    place = folder / "runs" / "no batchnorm-s0"
+    place.mkdir(parents=True)
+    (place / "student.json").write_text('{"status": "unsupported", "reason": "it: needs [b]BatchNorm[/b]"}')
+    assert "no batchnorm is unsupported: it: needs [b]BatchNorm[/b]" in printed(folder)
+    assert "is unsupported:" not in printed(Summary(read(folder / "results.jsonl")))
+
+
 def test_brackets_in_names_are_no_markup(folder: Path) -> None:
     path = folder / "results.jsonl"
     path.write_text(path.read_text().replace('"mixup"', '"[red]x[/red]"'))

@@ -113,3 +113,10 @@ def test_names_are_escaped(folder: Path) -> None:
     run = load_run(folder)
     assert "<script>" not in words(folder)
     assert "<script>alert(1)</script>" in run.order
+
+
+def test_the_reason_of_an_unsupported_sampler_is_said_as_text(folder: Path) -> None:
+    place = folder / "runs" / "no batchnorm-s0"
+    place.mkdir(parents=True)
+    (place / "student.json").write_text('{"status": "unsupported", "reason": "it: needs <b>BatchNorm"}')
+    assert "no batchnorm is unsupported here (it: needs &lt;b&gt;BatchNorm)" in words(folder)
