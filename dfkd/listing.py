@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+import textwrap
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -104,13 +106,37 @@ def show(kind: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps(found))
         return
+    width = max(72, min(shutil.get_terminal_size().columns, 120))
     for row in found:
-        free = row.get("data_free", False)
-        mark = "  [as its parts]" if free is None else "  [data-free]" if free else ""
-        print(f"{row['name']:18s} {row['summary']}{mark}")
+        print(_paragraph(f"{row['name']:{_NAME}s} {row['summary']}", width))
         if row.get("paper"):
-            needs = f"; needs {', '.join(row['needs'])}" if row.get("needs") else ""
-            print(f"{'':18s}   {row['paper']}{needs}")
-        for option in row.get("options", ()):
-            default = f" ({option['type']}, required)" if option["required"] else f"={option['default']}"
-            print(f"{'':18s}   {option['name']}{default}")
+            marks = [_DATA[row["data_free"]]] if "data_free" in row else []
+            marks += [f"needs {', '.join(row['needs'])}"] if row.get("needs") else []
+            print(_paragraph(f"{'':{_NAME}s} {'; '.join([*marks, row['paper']])}", width))
+        options = ", ".join(map(_option, row.get("options", ())))
+        if options:
+            print(_paragraph(f"{'':{_NAME}s} {options}", width).replace(_BLANK, " "))
+
+
+_NAME = 18  # columns
+_BLANK = "\u00a0"  # at which no line is broken
+_DATA = {True: "data-free", False: "reads data", None: "data-free as its parts are"}
+
+
+def _paragraph(text: str, width: int) -> str:
+    return textwrap.fill(
+        text, width, subsequent_indent=" " * (_NAME + 1), break_long_words=False, break_on_hyphens=False,
+        drop_whitespace=True, replace_whitespace=False,
+    )  # fmt: skip
+
+
+def _option(option: Row) -> str:
+    """As it is written in YAML, with the default that it has."""
+    name, default = option["name"], option["default"]
+    if option["required"]:
+        return f"{name} ({option['type']}, required)".replace(" ", _BLANK)
+    if isinstance(default, float):
+        default = f"{default:.6g}"
+    elif not isinstance(default, str):
+        default = json.dumps(default)
+    return f"{name}={default}".replace(" ", _BLANK)

@@ -178,11 +178,39 @@ def test_list_of_the_rest(run: Command, kind: str) -> None:
 
 
 def test_list_for_people_says_who_needs_no_data(run: Command) -> None:
-    lines = {line.split(" ")[0]: line for line in run("list", "samplers").out.splitlines() if line[0] != " "}
-    assert lines["uniform"].endswith("  [data-free]")
-    assert lines["mixup"].endswith("  [as its parts]")
-    assert lines["mixture"].endswith("  [as its parts]")
-    assert not lines["real"].endswith("]")
+    entries = entries_of(run("list", "samplers").out)
+    assert " data-free; no paper" in entries["uniform"]
+    assert " data-free as its parts are; " in entries["mixup"]
+    assert " data-free as its parts are; " in entries["mixture"]
+    assert " reads data; no paper" in entries["real"]
+    assert " data-free; needs input_grad, batchnorm; arXiv:1912.08795" in entries["deep_inversion"]
+
+
+def entries_of(listed: str) -> dict[str, str]:
+    """By name, everything that is said of it in one line."""
+    entries: dict[str, str] = {}
+    for line in listed.splitlines():
+        if line[0] != " ":
+            name = line.split(" ")[0]
+        entries[name] = f"{entries.get(name, '')} {line.strip()}"
+    return entries
+
+
+@pytest.mark.parametrize("columns", [72, 80, 120, 300])
+def test_list_fits_the_terminal_and_shows_options_as_they_are_written(
+    columns: int, run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    out = run("list", "samplers").out
+    assert max(map(len, out.splitlines())) <= min(columns, 120)
+    entries = entries_of(out)
+    for row in json.loads(run("list", "samplers", "--json").out):
+        written = re.findall(r"([a-z_0-9]+)(?:=(\[.*?\]|[^,]*)| \(.*?, required\))(?:,|$)", entries[row["name"]])
+        found = {name: yaml.safe_load(value) for name, value in written if name}
+        for option in row["options"]:
+            default = option["default"]
+            near = pytest.approx(default, rel=1e-5) if isinstance(default, float) else default
+            assert found[option["name"]] == near, option["name"]
 
 
 @pytest.mark.parametrize("kind", ["samplers", "losses", "models", "data"])
