@@ -67,13 +67,20 @@ class Preset:
     """How a recipe's authors train the student: what belongs to the method beside the inputs.
 
     objective: weights and losses, as for dfkd.losses.combine. optimiser: the fields of dfkd.schedule.Optimiser that
-    differ from its defaults. batch: rows per step. steps: student updates, None where none are published.
+    differ from its defaults. batch: rows per step. steps: student updates, None where none are published. per_class:
+    whether the weights are of losses averaged over the classes, where ours are sums over them.
     """
 
     objective: Mapping[str, "tuple[float, Loss]"]
     optimiser: Mapping[str, Any]
     batch: int
     steps: int | None
+    per_class: bool = False
+
+    def terms(self, num_classes: int) -> "dict[str, tuple[float, Loss]]":
+        """The objective for so many classes, as dfkd.losses.combine takes it."""
+        over = num_classes if self.per_class else 1
+        return {name: (weight / over, loss) for name, (weight, loss) in self.objective.items()}
 
 
 @runtime_checkable

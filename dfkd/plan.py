@@ -114,7 +114,7 @@ class Settings:
         if preset is None:
             return self.objective, self.optimiser, self.budget
         budget = replace(self.budget, batch=preset.batch)
-        return combine(preset.objective), Optimiser(**preset.optimiser), budget
+        return combine(preset.terms(self.spec.num_classes)), Optimiser(**preset.optimiser), budget
 
     @property
     def controlled(self) -> tuple[int, ...]:

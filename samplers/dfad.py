@@ -46,11 +46,12 @@ class DFAD:
     data_free: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("input_grad",)
     preset: ClassVar[Preset] = Preset(
-        # MNIST, the authors' code: 40 epochs of 50 rounds; they average over the ten classes, where we sum
-        objective={"logit_l1": (0.1, LogitL1())},
+        # MNIST, the authors' code: 40 epochs of 50 rounds
+        objective={"logit_l1": (1.0, LogitL1())},
         optimiser={"learning_rate": 0.01, "weight_decay": 1e-4, "schedule": "constant"},
         batch=512,
         steps=10_000,
+        per_class=True,
     )
 
     def __post_init__(self) -> None:

@@ -67,11 +67,11 @@ class PreDFKD:
     needs: ClassVar[tuple[str, ...]] = ("input_grad", "penultimate")
     uses_student: ClassVar[bool] = True
     preset: ClassVar[Preset] = Preset(
-        # theirs is a mean over classes too: a tenth of the sum for ten of them
-        objective={"logit_l1": (0.1, LogitL1())},
+        objective={"logit_l1": (1.0, LogitL1())},
         optimiser={"learning_rate": 0.1, "weight_decay": 5e-4},
         batch=1152,
         steps=144_000,
+        per_class=True,
     )
 
     def __post_init__(self) -> None:
