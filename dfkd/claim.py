@@ -5,7 +5,7 @@ and digests of the models and data, since a file may change while its name stays
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,19 @@ from typing import Any
 import yaml
 
 from dfkd.files import make_folder, replace_file
+from dfkd.interfaces import Reads, Sampler, walk
 
-__all__ = ["begun", "claimed", "keep_manifest", "same_models"]
+__all__ = ["begun", "claimed", "keep_manifest", "same_models", "what_is_read"]
 
 CONFIG, MANIFEST = "config.yaml", "manifest.json"
 _BEGINNINGS = (CONFIG, MANIFEST, "teacher.safetensors", "control_teacher.safetensors")
-_DIGESTS = ("teacher", "control_teacher", "student", "data")
+_DIGESTS = {
+    "teacher": "teacher",
+    "control_teacher": "control teacher",
+    "student": "student",
+    "data": "data",
+    "read": "data",
+}
 
 
 @contextmanager
@@ -71,8 +78,22 @@ def same_models(folder: Path, manifest: Mapping[str, Any]) -> None:
         raise ValueError(f"out: {file} cannot be read ({error}); name another folder") from error
     for part, digest in old.items():
         if digest != (manifest.get(part) or {}).get("digest"):
-            what = part.replace("_", " ")
-            raise ValueError(f"out: {folder} was begun with another {what} of the same name; name another folder")
+            raise ValueError(
+                f"out: {folder} was begun with another {_DIGESTS[part]} of the same name; name another folder"
+            )
+
+
+def what_is_read(samplers: Iterable[Sampler]) -> dict[str, Any] | None:
+    """For a manifest: what samplers read, as it is now; None where they read nothing that has a name."""
+    found = dict.fromkeys(
+        source for sampler in samplers for part in walk(sampler) if isinstance(part, Reads) for source in part.reads
+    )
+    if not found:
+        return None
+    from dfkd.data import fingerprint  # here, so that a data-free run never imports it
+
+    digests = {source: fingerprint(source) for source in found}
+    return {"digest": " ".join(digests.values()), "sources": digests}
 
 
 def _text(config: Mapping[str, Any]) -> str:

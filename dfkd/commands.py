@@ -14,7 +14,7 @@ from torch import nn
 
 from dfkd import config as configuration
 from dfkd import runtime
-from dfkd.claim import claimed, same_models
+from dfkd.claim import claimed, same_models, what_is_read
 from dfkd.config import CompareConfig, DistillConfig, EvaluateConfig, ScoutConfig, TeacherConfig
 from dfkd.files import make_folder, replace_file
 from dfkd.interfaces import is_data_free, sources
@@ -205,7 +205,7 @@ def distill(words: list[str], out: Path | None, dry_run: bool) -> None:
     device = as_device(config.device)
     spec = teacher_spec(config.teacher, "teacher")
     student = student_of(config.student, spec)
-    from dfkd.distillation import best_of_several, data_digests, one_student
+    from dfkd.distillation import best_of_several, one_student
     from dfkd.schemes.offline import make_student
 
     samplers = [sampler for sampler in (*config.samplers.values(), config.sampler) if sampler is not None]
@@ -218,7 +218,7 @@ def distill(words: list[str], out: Path | None, dry_run: bool) -> None:
             "teacher": {"digest": Probe(teacher, spec).digest},
             # of its weights before training: those of a warm start, else those that the seed gives
             "student": {"digest": Probe(make_student(student, spec, config.seed), spec).digest},
-            "data": data_digests(samplers),
+            "read": what_is_read(samplers),
             "data_free": all(is_data_free(sampler) for sampler in samplers),
             "sources": [source for sampler in samplers for source in sources(sampler)],
         }

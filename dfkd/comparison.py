@@ -18,7 +18,7 @@ from torch import nn
 from dfkd import results, runtime
 from dfkd.about import paper
 from dfkd.cells import train_cell
-from dfkd.claim import claimed, keep_manifest, same_models
+from dfkd.claim import claimed, keep_manifest, same_models, what_is_read
 from dfkd.engine import Budget, Optimiser
 from dfkd.fidelity import columns
 from dfkd.files import replace_file
@@ -246,6 +246,7 @@ def _manifest(settings: Settings) -> dict[str, Any]:
         # of the first seed's weights before training: a factory has no name that tells two apart
         "student": {"digest": Probe(make_student(settings.student, spec, settings.seeds[0]), spec).digest},
         "control": bool(settings.controlled),
+        "read": what_is_read(settings.samplers.values()),
         "samplers": {
             label: about_sampler(sampler) | _about_training(settings, label)
             for label, sampler in settings.samplers.items()

@@ -119,7 +119,8 @@ class DistillConfig:
 
     samplers: several in place of the one: a student is trained on each, and the one is kept that matches best on the
     draws of all, weighted by what the teacher says of them. stop: ends the run before its budget where a signal that
-    needs no data is flat. Neither ever sees a test set.
+    needs no data is flat. Neither ever sees a test set. preset: whether a recipe that says how its authors trained the
+    student has it trained so: objective, optimiser and batch.
     """
 
     teacher: TeacherConfig
@@ -134,6 +135,7 @@ class DistillConfig:
     precision: str | None = None
     student_train: str = "train"
     stop: Stop | None = None
+    preset: bool = False
 
     def __post_init__(self) -> None:
         objective(self.objective)

@@ -1,7 +1,7 @@
 """What `dfkd distill` does once its settings are read: one student, or the best of several, saved with a card."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ from dfkd import models
 from dfkd.claim import keep_manifest
 from dfkd.config import DistillConfig
 from dfkd.files import replace_file
-from dfkd.interfaces import Sampler, is_data_free, sources, walk
-from dfkd.plan import Evaluation, reference_of
+from dfkd.interfaces import Sampler, is_data_free, preset_of, sources, walk
+from dfkd.plan import Evaluation, as_published, reference_of
 from dfkd.registry import SAMPLERS, find
 from dfkd.types import InputSpec
 
-__all__ = ["best_of_several", "data_digests", "one_student"]
+__all__ = ["best_of_several", "one_student"]
 
 SIGNAL_ROWS = 256  # in each bank of the signal: a round of most recipes, which some must make anew at each log point
 
@@ -33,6 +33,9 @@ def one_student(
 
     sampler = config.sampler
     assert sampler is not None  # else there are several
+    objective, optimiser, budget = configuration.objective(config.objective), config.optimiser, config.budget
+    if config.preset:
+        objective, optimiser, budget = as_published(sampler, spec, objective, optimiser, budget)
     try_sampler(sampler, make_problem(teacher, make_student(student, spec, 0), spec, device="cpu"))
     keep_manifest(out, manifest)
     distilled = run(
@@ -40,9 +43,9 @@ def one_student(
         student,
         sampler,
         spec=spec,
-        objective=configuration.objective(config.objective),
-        budget=config.budget,
-        optimiser=config.optimiser,
+        objective=objective,
+        budget=budget,
+        optimiser=optimiser,
         seed=config.seed,
         device=config.device,
         precision=config.precision,
@@ -62,6 +65,7 @@ def one_student(
     images = sum(sum(training.counts[phase].values()) for phase in ("synthesise", "label"))
     card = {
         **_about(sampler),
+        "preset": config.preset and preset_of(sampler) is not None,
         "status": training.status,
         "steps": training.steps,
         "stopped_by_own_signal": training.flat_at is not None,
@@ -108,6 +112,7 @@ def best_of_several(
         device=config.device,
         precision=config.precision,
         student_train=config.student_train,
+        preset=config.preset,
         out=folder,
         show_progress=True,
     )
@@ -117,6 +122,7 @@ def best_of_several(
     line = next(line for line in comparison.lines if line.sampler == best)
     card = {
         **_about(config.samplers[best]),
+        "preset": config.preset and preset_of(config.samplers[best]) is not None,
         "status": "ok",
         "steps": line.steps,
         "chosen": best,
@@ -151,19 +157,6 @@ def _quiet(sampler: Sampler) -> dict[str, Sampler]:
     names = [name for name in ("smoothed", "uniform", "gaussian") if name not in {part.name for part in walk(sampler)}]
     names = [*names, "gaussian", "uniform"][:2]  # a mixture may have all three
     return {name: find("sampler", name, SAMPLERS)(labelling="eval") for name in names}
-
-
-def data_digests(samplers: Iterable[Sampler]) -> dict[str, Any] | None:
-    """The data that samplers' parts read, as it is now; None where they read none."""
-    reading = [part for sampler in samplers for part in walk(sampler) if not part.data_free]
-    named = [getattr(part, "data", getattr(part, "image", None)) for part in reading]
-    found = [source for source in named if isinstance(source, str)]
-    if not found:
-        return None
-    from dfkd.data import fingerprint
-
-    digests = {source: fingerprint(source) for source in found}
-    return {"digest": " ".join(digests.values()), "sources": digests}
 
 
 def _percent(value: float | None) -> str:

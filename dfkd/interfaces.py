@@ -14,6 +14,7 @@ __all__ = [
     "HasPreset",
     "Loss",
     "Preset",
+    "Reads",
     "Sampler",
     "State",
     "StudentFactory",
@@ -91,6 +92,14 @@ class HasPreset(Protocol):
     def preset(self) -> Preset: ...
 
 
+@runtime_checkable
+class Reads(Protocol):
+    """A sampler that reads something from outside: data sets, files, pictures, as its settings name them."""
+
+    @property
+    def reads(self) -> tuple[str, ...]: ...
+
+
 class Loss(Protocol):
     """How far the student's answers are from the teacher's, per row.
 
@@ -138,8 +147,11 @@ def walk(sampler: Sampler) -> Iterator[Sampler]:
 
 
 def preset_of(sampler: Sampler) -> Preset | None:
-    """The published training of the first part that has one, the sampler itself first; None where no part has."""
-    return next((part.preset for part in walk(sampler) if isinstance(part, HasPreset)), None)
+    """The published training of a recipe, as it is or wrapped; None where there is none, and of several parts."""
+    if isinstance(sampler, HasPreset):
+        return sampler.preset
+    inner = [part for _, part in parts(sampler)]
+    return preset_of(inner[0]) if len(inner) == 1 else None
 
 
 def default_label(sampler: Sampler) -> str:
@@ -153,6 +165,11 @@ def is_data_free(sampler: Sampler) -> bool:
 
 
 def sources(sampler: Sampler) -> list[str]:
-    """What data its parts name, for the manifest; empty when it is data-free."""
-    named = [getattr(part, "data", getattr(part, "image", part.name)) for part in walk(sampler) if not part.data_free]
-    return [str(source) for source in named]
+    """What its parts read, for the manifest; a part that reads data but does not say what gives its own name."""
+    named: list[str] = []
+    for part in walk(sampler):
+        if isinstance(part, Reads):
+            named += part.reads
+        elif not part.data_free:
+            named.append(part.name)
+    return named

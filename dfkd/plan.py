@@ -26,6 +26,7 @@ __all__ = [
     "COLUMNS",
     "Evaluation",
     "Settings",
+    "as_published",
     "bank_file",
     "check_choices",
     "check_plan",
@@ -106,15 +107,9 @@ class Settings:
         check_plan(self)
 
     def training(self, label: str) -> tuple[Objective, Optimiser, Budget]:
-        """How the student of this sampler is trained: as all are, or, with `preset`, as its recipe's authors did.
-
-        A preset gives objective, optimiser and batch; how long is for the comparison's budget to say.
-        """
-        preset = preset_of(self.samplers[label]) if self.preset else None
-        if preset is None:
-            return self.objective, self.optimiser, self.budget
-        budget = replace(self.budget, batch=preset.batch)
-        return combine(preset.terms(self.spec.num_classes)), Optimiser(**preset.optimiser), budget
+        """How the student of this sampler is trained: as all are, or, with `preset`, as its recipe's authors did."""
+        shared = self.objective, self.optimiser, self.budget
+        return as_published(self.samplers[label], self.spec, *shared) if self.preset else shared
 
     @property
     def controlled(self) -> tuple[int, ...]:
@@ -122,6 +117,17 @@ class Settings:
         if self.control_teacher is None:
             return ()
         return self.seeds if self.control_seeds is None else self.seeds[: self.control_seeds]
+
+
+def as_published(
+    sampler: Sampler, spec: InputSpec, objective: Objective, optimiser: Optimiser, budget: Budget
+) -> tuple[Objective, Optimiser, Budget]:
+    """A recipe's own objective, optimiser and batch; how long is for the budget to say. As given where it has none."""
+    preset = preset_of(sampler)
+    if preset is None:
+        return objective, optimiser, budget
+    terms = combine(preset.terms(spec.num_classes))
+    return terms, Optimiser(**preset.optimiser), replace(budget, batch=preset.batch)
 
 
 def check_choices(settings: Any) -> None:

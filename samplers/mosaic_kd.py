@@ -121,6 +121,10 @@ class MosaicKD:
             labelling=self.labelling,
         )
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.data,)
+
     def init(self, problem: Problem, seed: int) -> State:
         generator = self._generator.init(problem, derive(seed, "generator"), self.name)
         elsewhere = self._elsewhere.init(problem, derive(seed, "elsewhere"))

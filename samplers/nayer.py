@@ -117,6 +117,10 @@ class NAYER:
     def uses_student(self) -> bool:
         return self.adversarial > 0.0
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return () if self.embeddings in WITHOUT_FILE else (self.embeddings,)
+
     def _objective(self, epoch: int) -> Objective:
         """In this epoch; the adversary is last, so that what comes before it has the same states without it."""
         adversarial = self.adversarial if epoch >= self.warmup else 0.0

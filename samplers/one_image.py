@@ -68,6 +68,10 @@ class OneImage:
         between(self, 0.0, 0.5, "hue")
         a_labelling(self.labelling)
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.image,)
+
     def init(self, problem: Problem, seed: int) -> State:
         from dfkd.data import read_picture  # here, because a data-free run works where data cannot be read at all
 

@@ -53,6 +53,10 @@ class OutOfDomain:
                 whole_at_least(self, 1, setting)
         a_labelling(self.labelling)
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.data,)
+
     def init(self, problem: Problem, seed: int) -> State:
         from dfkd.data import read_unlabelled  # here, because a data-free run works where data cannot be read at all
 

@@ -44,6 +44,10 @@ class Real:
             if getattr(self, setting) is not None:
                 whole_at_least(self, 1, setting)
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.data,)
+
     def init(self, problem: Problem, seed: int) -> "Place":
         from dfkd.data import load  # here, because a data-free run works where data cannot be read at all
 

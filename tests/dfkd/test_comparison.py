@@ -203,6 +203,7 @@ def test_the_manifest_says_what_it_took(done: Path, quadrants: Path, teachers: t
     assert manifest["seeds"] == [0, 1]
     assert manifest["control_seeds"] == [0]
     assert manifest["samplers"]["real"]["sources"] == [str(quadrants)]
+    assert list(manifest["read"]["sources"]) == [str(quadrants)]
     assert manifest["samplers"]["inverted"]["data_free"] is True
     assert manifest["samplers"]["inverted"]["kind"] == "pooled"
     assert all(about["paper"] for about in manifest["samplers"].values())
@@ -290,6 +291,24 @@ def test_other_settings_are_refused_in_the_same_folder(done: Path, run: Command,
     assert said.status == 2
     assert said.err.splitlines()[-1].startswith(f"dfkd: out: {done} holds another run, which {part}")
     assert stamps(done) == before
+
+
+def test_other_contents_of_what_a_sampler_reads_are_refused(
+    run: Command, tmp_path: Path, quadrants: Path, teachers: tuple[Path, Path]
+) -> None:
+    table = tmp_path / "embeddings.npy"
+    np.save(table, np.eye(4, 6, dtype=np.float32))
+    recipe = {"embeddings": str(table), "batch": 4, "steps": 1, "warmup": 0, "rounds": 1, "noise": 8}
+    changes = {"seeds": [0], "samplers": [{"nayer": recipe}], "evaluate": {"columns": ["uniform"], "rows": 5}}
+    words = ("compare", settings(tmp_path, quadrants, teachers, **changes), "--out", tmp_path / "out", "--workers", 1)
+    assert run(*words).status == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["samplers"]["nayer"]["sources"] == [str(table)]
+    assert manifest["samplers"]["nayer"]["data_free"] is True
+    np.save(table, 2 * np.eye(4, 6, dtype=np.float32))
+    said = run(*words)
+    assert said.status == 2
+    assert said.err.endswith("was begun with another data of the same name; name another folder\n")
 
 
 def test_another_teacher_under_the_same_name_is_refused(

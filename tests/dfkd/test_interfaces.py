@@ -1,4 +1,4 @@
-"""What a composite says of its parts: the published training of the first part that has one."""
+"""What a composite says of its parts: the published training of the one recipe that it wraps."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -48,10 +48,10 @@ class Chosen(Plain):
     preset: Preset = field(default=SECOND)
 
 
-def test_the_first_part_with_a_preset_says_it() -> None:
+def test_a_recipe_says_it_however_it_is_wrapped() -> None:
     assert preset_of(Plain()) is None
     assert preset_of(Plain((Plain(),))) is None
     assert preset_of(Fixed()) is FIRST
-    assert preset_of(Plain((Plain(), Plain((Chosen(), Fixed()))))) is SECOND
-    assert preset_of(Plain((Fixed(), Chosen()))) is FIRST
+    assert preset_of(Plain((Plain((Chosen(),)),))) is SECOND
+    assert preset_of(Plain((Fixed(), Plain()))) is None  # of two parts, neither says how all is trained
     assert preset_of(Chosen((Fixed(),))) is SECOND

@@ -102,6 +102,23 @@ def test_distil_stops_by_its_own_signal(
     assert (card["stopped_by_own_signal"], card["signal_flat_at_step"]) == (False, None)
 
 
+def test_distil_trains_as_the_recipe_says_with_a_preset(
+    run: Command, tmp_path: Path, teachers: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ZSKT: 128 rows a step, where the budget says 8."""
+    monkeypatch.chdir(tmp_path)
+    recipe = "sampler={zskt: {latent: 4, batch: 4}}"
+    words = ["distill", f"teacher={teachers[0]}", recipe, "budget.steps=2", "budget.batch=8"]
+    asked = {}
+    for preset in ("false", "true"):
+        said = run(*words, f"preset={preset}", "--out", preset)
+        assert said.status == 0, said.err
+        card = json.loads(Path(preset, "card.json").read_text())
+        asked[preset] = card["teacher_images"]
+        assert card["preset"] is (preset == "true")
+    assert asked["false"] < 128 <= asked["true"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -36,8 +36,8 @@ class TinyNet(nn.Module):
             for _ in range(20):
                 self.body(spec.low + spec.span * torch.rand(32, *spec.shape) ** 2)
         with torch.no_grad():  # sure of itself, as trained nets are; its last linear layer gives the logits
-            self.head.weight *= 8.0
-            self.head.bias *= 8.0
+            self.head.weight.mul_(8.0)
+            self.head.bias.mul_(8.0)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.body(x))  # type: ignore[no-any-return]

@@ -386,7 +386,8 @@ def test_most_samplers_need_no_student() -> None:
         row
         for row in ROWS
         if re.search(
-            f"adversarial|adaptive|generative|three|prioritised|ssd_kd|banks|energy|robust|{ONLINE}|fast_dfkd$|cmi|nayer$",
+            "adversarial|adaptive|generative|three|prioritised|ssd_kd|spaceshipnet|banks|energy|robust"
+            f"|{ONLINE}|fast_dfkd$|cmi|nayer$",
             row,
         )
     }
