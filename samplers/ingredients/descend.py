@@ -15,10 +15,14 @@ __all__ = ["Best", "descend"]
 
 
 class Best:
-    """The images of the least loss offered so far: a copy, chosen on the device. One per resolution stage."""
+    """The images of the least loss offered so far: a copy, chosen on the device. One per resolution stage.
+
+    x (n, c, h, w): what such images look like. Until a finite loss was offered they are NaN: what a search that never
+    had one has found, so that no start is taken for a result.
+    """
 
     def __init__(self, x: Tensor) -> None:
-        self.x = x.detach().clone()
+        self.x = torch.full_like(x, torch.nan, requires_grad=False)
         self.loss = torch.full((), torch.inf, device=x.device)
 
     def offer(self, x: Tensor, loss: Tensor) -> None:

@@ -194,3 +194,10 @@ def test_a_teacher_without_batchnorm(make_problem: MakeProblem, brightness: Call
 def test_names_the_wrong_setting(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         DeepInversion(**given)
+
+
+def test_a_search_without_a_finite_loss_has_found_nothing(make_problem: MakeProblem) -> None:
+    """Not the noise that it began with: a bank that is given it ends the run."""
+    sampler, problem = DeepInversion(steps=2, batch=8, class_weight=1e39), make_problem()
+    batch = sampler.draw(sampler.init(problem, 0), problem, 8)
+    assert bool(batch.x.isnan().all())
