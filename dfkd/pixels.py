@@ -5,7 +5,7 @@ from torch import Tensor
 
 from dfkd.types import InputSpec
 
-__all__ = ["to_bytes", "to_pixels"]
+__all__ = ["as_channels_last", "to_bytes", "to_pixels"]
 
 
 def to_bytes(x: Tensor, spec: InputSpec) -> Tensor:
@@ -21,3 +21,11 @@ def to_pixels(levels: Tensor, spec: InputSpec) -> Tensor:
     if (spec.low, spec.high) == (0.0, 1.0):
         return pixels
     return pixels.mul_(spec.span).add_(spec.low).clamp_(spec.low, spec.high)
+
+
+def as_channels_last(x: Tensor) -> Tensor:
+    """(n, c, h, w) -> the same numbers, laid out so that convolutions answer channels last."""
+    if x.shape[1] == 1:
+        # one channel lies either way, and torch takes it for channels first unless its stride says otherwise
+        return x.reshape(len(x), *x.shape[2:], 1).permute(0, 3, 1, 2)
+    return x.contiguous(memory_format=torch.channels_last)

@@ -5,7 +5,7 @@ A Problem holds no data: a sampler reaches only data that its own settings name.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dfkd.naming import unknown
+from dfkd.pixels import as_channels_last
 from dfkd.types import BATCHNORM_MODES, Batch, BatchNormMode, InputSpec, Labelling, Outputs
 
 __all__ = ["CAPABILITIES", "PHASES", "BatchNormInput", "Diverged", "Phase", "Probe", "Problem", "UnsupportedProblem"]
@@ -75,6 +76,8 @@ class Probe:
     module: takes (n, c, h, w) float32 pixels and returns (n, k) logits. precision: `float32` or `bfloat16` (autocast;
     synthesis is float32 always). A call asks in evaluation mode, dropout off, whatever `module.training` says, with
     BatchNorm normalising as `mode` says; parameters, buffers, gradients, modes and hooks are as before afterwards.
+    channels_last: whether images are laid out that way, where the module can take it: convolutions of large maps are
+    quicker so, of small ones slower; None for images of 16x16 and more.
     """
 
     def __init__(
@@ -84,14 +87,14 @@ class Probe:
         device: torch.device | str = "cpu",
         name: str = "teacher",
         precision: str = "float32",
-        channels_last: bool = False,
+        channels_last: bool | None = None,
     ) -> None:
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision: expected float32 or bfloat16, found {precision!r}")
         self.spec, self.device, self.name, self.precision = spec, torch.device(device), name, precision
-        self.channels_last = channels_last
+        self.channels_last = spec.height * spec.width >= 16 * 16 if channels_last is None else channels_last
         self.module = module.to(self.device)
-        if channels_last:
+        if self.channels_last and self.device.type == "cuda":  # elsewhere laying out the images is enough
             self.module = self.module.to(memory_format=torch.channels_last)
         self.phase: Phase = "synthesise"
         self.counts = {phase: {"forward": 0, "backward": 0} for phase in PHASES}
@@ -198,15 +201,11 @@ class Probe:
 
     def _ask(self, x: Tensor, labelling: Labelling) -> Outputs:
         """The module's answers in the precision of this phase, tagged."""
-        if self.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
         precision = self.precision_now
-        if precision == "float32":
-            logits = self.module(x)
-        else:
-            # without its cache: inside another autocast block that outlives a step it would keep weights of steps ago
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False):
-                logits = self.module(x)
+        # without its cache: inside another autocast block that outlives a step it would keep weights of steps ago
+        rounded = torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+        with rounded if precision == "bfloat16" else nullcontext():
+            logits = self._laid_out(x)
         features: dict[str, Tensor] = {}
         if self._taps:
             features = {path: self._tapped[path].float() for path in self._taps}
@@ -214,6 +213,18 @@ class Probe:
         if not isinstance(logits, Tensor):
             raise ValueError(f"{self.name}: expected a tensor of logits (n, k), found {type(logits).__name__}")
         return Outputs(logits.float(), features, labelling, precision)
+
+    def _laid_out(self, x: Tensor) -> Any:
+        """The module's answer to the images in the layout that it is quicker with."""
+        if not self.channels_last:
+            return self.module(x)
+        try:
+            return self.module(as_channels_last(x))
+        except RuntimeError as error:
+            if "view size is not compatible" not in str(error):
+                raise
+            self.channels_last = False  # it flattens its maps with `view`, which this layout does not allow
+        return self.module(x)
 
     def label(self, x: Tensor, labelling: Labelling) -> Outputs:
         """x (n, c, h, w), asked run by run, each in its own mode."""

@@ -29,7 +29,7 @@ def _pieces(trunk: Trunk) -> list[nn.Sequential]:
 
 def maps_of(trunk: Trunk, z: Tensor) -> tuple[list[Tensor], Tensor]:
     """z (n, latent) -> the maps at each depth, (n, channels, side, side), and the image that the trunk makes of z."""
-    maps, inner = [], trunk.stem(z).unflatten(1, trunk.start)
+    maps, inner = [], trunk.planted(z)
     for piece in _pieces(trunk):
         inner = piece(inner)
         maps.append(inner)

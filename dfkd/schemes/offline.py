@@ -62,12 +62,10 @@ def make_problem(
     precision: `float32` or `bfloat16` for labelling and learning; None is bfloat16 on a GPU and float32 elsewhere.
     """
     where = as_device(device)
-    channels_last = where.type == "cuda"
     if precision is None:
         precision = "bfloat16" if where.type == "cuda" else "float32"
     probes = [
-        Probe(module, spec, where, name, precision, channels_last)
-        for module, name in ((teacher, "teacher"), (student, "student"))
+        Probe(module, spec, where, name, precision) for module, name in ((teacher, "teacher"), (student, "student"))
     ]
     for probe in probes:
         probe.check()

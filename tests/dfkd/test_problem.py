@@ -177,6 +177,55 @@ def test_lower_precision_sees_the_weights_of_now() -> None:
         assert (model(X).logits - before).abs().max() > 0.2
 
 
+# -- layout --------------------------------------------------------------------------------------------------------
+
+
+class Flattens(nn.Module):
+    """A small net of the kind many write; `how` flattens its maps."""
+
+    def __init__(self, channels: int, how: str) -> None:
+        super().__init__()
+        self.conv, self.linear, self.how = nn.Conv2d(channels, 4, 3, padding=1), nn.Linear(4 * 256, 3), how
+        self.last = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.conv(x)
+        self.last = maps.is_contiguous(memory_format=torch.channels_last)
+        flat = maps.view(len(maps), -1) if self.how == "view" else maps.flatten(1)
+        logits: Tensor = self.linear(flat)
+        return logits
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_large_images_are_asked_channels_last_and_answers_are_the_same(channels: int) -> None:
+    torch.manual_seed(0)
+    module, spec = Flattens(channels, "flatten"), InputSpec((channels, 16, 16), 3)
+    x = torch.rand(5, channels, 16, 16, requires_grad=True)
+    expected = module(x)
+    (slope,) = torch.autograd.grad(expected.square().sum(), x)
+    laid = [module.last]
+    model = Probe(module, spec)
+    found = model(x).logits
+    assert [*laid, module.last] == [False, True]
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found.square().sum(), x)[0], slope)
+    assert all(parameter.is_contiguous() for parameter in module.parameters())  # only the images were laid out
+
+
+def test_a_module_that_views_its_maps_is_asked_as_it_can_be() -> None:
+    torch.manual_seed(0)
+    module, x = Flattens(3, "view"), torch.rand(5, 3, 16, 16)
+    model = Probe(module, InputSpec((3, 16, 16), 3))
+    torch.testing.assert_close(model(x).logits, module(x))
+    assert not model.channels_last
+
+
+def test_small_images_stay_channels_first() -> None:
+    module = Flattens(3, "flatten")
+    assert not Probe(module, InputSpec((3, 15, 16), 3)).channels_last
+    assert Probe(module, InputSpec((3, 15, 16), 3), channels_last=True).channels_last
+
+
 # -- counting ------------------------------------------------------------------------------------------------------
 
 
