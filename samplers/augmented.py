@@ -14,7 +14,7 @@ from dfkd.problem import Problem
 from dfkd.rng import derive
 from dfkd.types import Batch
 
-from .checks import a_sampler, some_rows, whole_at_least
+from .checks import a_sampler, some_rows, true_or_false, whole_at_least
 from .state import State, Stream
 
 
@@ -43,8 +43,7 @@ class Augmented:
         if self.crop is not None:
             whole_at_least(self, 0, "crop")
         whole_at_least(self, 0, "roll")
-        if not isinstance(self.flip, bool):
-            raise ValueError(f"flip: expected true or false, found {self.flip!r}")
+        true_or_false(self, "flip")
         if not 0.0 < self.area <= 1.0:
             raise ValueError(f"area: expected a number in (0, 1], found {self.area!r}")
         if self.crop == 0 and not self.flip and self.roll == 0 and self.area == 1.0:

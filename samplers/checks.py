@@ -102,6 +102,24 @@ def between(settings: object, low: float, high: float, *names: str) -> None:
             raise ValueError(f"{name}: expected a number in [{low:g}, {high:g}], found {value!r}")
 
 
+def range_within(settings: object, low: float, high: float, *names: str, whole: bool = False) -> None:
+    """Two finite numbers, or whole ones, (least, most), low <= least <= most <= high."""
+    for name in names:
+        value = getattr(settings, name)
+        pair = isinstance(value, (tuple, list)) and len(value) == 2 and all(_number(part) for part in value)
+        pair = pair and not (whole and any(isinstance(part, float) for part in value))
+        if not pair or not low <= value[0] <= value[1] <= high or value[1] == float("inf"):
+            ends = f"{low:g} <= least <= most" + (f" <= {high:g}" if high < float("inf") else "")
+            raise ValueError(f"{name}: expected two {'integers' if whole else 'numbers'}, {ends}, found {value!r}")
+
+
+def true_or_false(settings: object, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}: expected true or false, found {value!r}")
+
+
 def one_of(settings: object, known: tuple[str, ...], *names: str) -> None:
     """One of the known words."""
     for name in names:

@@ -18,7 +18,7 @@ from dfkd.rng import derive
 from dfkd.types import Batch
 from generators.trunk import Width
 
-from .checks import at_least, one_of, positive, weight_or_auto, whole_at_least
+from .checks import at_least, one_of, positive, true_or_false, weight_or_auto, whole_at_least
 from .ingredients import (
     BatchNormWeight,
     Best,
@@ -84,6 +84,7 @@ class CMI:
     )
 
     def __post_init__(self) -> None:
+        true_or_false(self, "flip")
         whole_at_least(self, 1, "steps", "latent", "projection", "warmup", "every")
         whole_at_least(self, 2, "batch")
         whole_at_least(self, 0, "features", "negatives")

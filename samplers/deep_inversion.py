@@ -18,7 +18,17 @@ from dfkd.problem import Problem
 from dfkd.rng import Stream, derive
 from dfkd.types import Batch, BatchNormMode, whole
 
-from .checks import a_labelling, at_least, between, one_of, positive, some_rows, weight_or_auto, whole_at_least
+from .checks import (
+    a_labelling,
+    at_least,
+    between,
+    one_of,
+    positive,
+    some_rows,
+    true_or_false,
+    weight_or_auto,
+    whole_at_least,
+)
 from .ingredients import (
     BatchNormWeight,
     Best,
@@ -41,11 +51,11 @@ class DeepInversion:
     """steps: optimiser steps for each batch, >= 1. batch: images optimised together, >= 1; a draw makes as many batches
     as it needs and cuts the last. learning_rate: Adam's, in fractions of the box, > 0, falling to 0 over a cosine.
     batchnorm: weight of the distance to the teacher's stored statistics, >= 0, or `auto` for a weight scaled to the
-    teacher. first_layer: what the first BatchNorm layer counts in it, >= 0. class_weight: weight of the cross-entropy
+    teacher. first_layer: what the first BatchNorm layer counts in it, >= 0. one_hot: weight of the cross-entropy
     against the class aimed at, >= 0. total_variation: weight of differences between neighbours, >= 0, and variation:
     their norm, `l1` or `l2`. l2: weight of the distance from mid-grey, >= 0. roll: the largest random shift at each
-    step, in fractions of the side, 0 to 0.5. flip: probability of mirroring at each step, 0 to 1. adaptive: weight of
-    the disagreement with the student, >= 0; 0 never asks it. labelling: the teacher's BatchNorm mode for the images,
+    step, in fractions of the side, 0 to 0.5. flip: whether they are mirrored at half of the steps. adaptive: weight
+    of the disagreement with the student, >= 0; 0 never asks it. labelling: the teacher's BatchNorm mode for the images,
     `eval` or `batch`.
     """
 
@@ -54,12 +64,12 @@ class DeepInversion:
     learning_rate: float = 0.1
     batchnorm: BatchNormWeight = "auto"
     first_layer: float = 1.0
-    class_weight: float = 1.0
+    one_hot: float = 1.0
     total_variation: float = 0.0
     variation: Variation = "l1"
     l2: float = 0.0
     roll: float = 0.125
-    flip: float = 0.0
+    flip: bool = False
     adaptive: float = 0.0
     labelling: BatchNormMode = "eval"
     name: ClassVar[str] = "deep_inversion"
@@ -70,13 +80,13 @@ class DeepInversion:
         whole_at_least(self, 1, "steps", "batch")
         positive(self, "learning_rate")
         weight_or_auto(self, "batchnorm")
-        at_least(self, 0.0, "first_layer", "class_weight", "total_variation", "l2", "adaptive")
+        at_least(self, 0.0, "first_layer", "one_hot", "total_variation", "l2", "adaptive")
         one_of(self, ("l1", "l2"), "variation")
         between(self, 0.0, 0.5, "roll")
-        between(self, 0.0, 1.0, "flip")
+        true_or_false(self, "flip")
         a_labelling(self.labelling)
         if not self.objective.terms:
-            raise ValueError("class_weight: expected at least one weight above 0, found none")
+            raise ValueError("one_hot: expected at least one weight above 0, found none")
 
     @property
     def uses_student(self) -> bool:
@@ -86,7 +96,7 @@ class DeepInversion:
     def objective(self) -> Objective:
         return Objective(
             (
-                (self.class_weight, OneHot("target")),
+                (self.one_hot, OneHot("target")),
                 batchnorm_term(self.batchnorm, self.first_layer),
                 (self.total_variation, TotalVariation(self.variation)),
                 (self.l2, PixelNorm()),
@@ -134,7 +144,7 @@ class DeepInversion:
             optimiser=torch.optim.Adam([x], lr=self.learning_rate * spec.span, betas=(0.5, 0.9)),
             steps=self.steps,
             target=target,
-            view=jitter(coins, self.roll, self.flip),
+            view=jitter(coins, self.roll, 0.5 * self.flip),
             rate=lambda step: 0.5 * (1.0 + math.cos(math.pi * step / self.steps)),
             after=clip,
             best=best,

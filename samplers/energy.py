@@ -18,7 +18,7 @@ from dfkd.rng import Stream, derive
 from dfkd.types import Batch, BatchNormMode, InputSpec, whole
 
 from .balanced import rank_in_class
-from .checks import a_labelling, at_least, between, positive, some_rows, weight_or_auto, whole_at_least
+from .checks import a_labelling, at_least, between, positive, some_rows, true_or_false, weight_or_auto, whole_at_least
 from .ingredients import BatchNormWeight, Look, Objective, batchnorm_term, row_variation
 from .state import State
 
@@ -73,9 +73,7 @@ class Energy:
         between(self, 0.0, 1.0, "restart")
         weight_or_auto(self, "batchnorm")
         a_labelling(self.labelling)
-        for name in ("class_conditional", "metropolis"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}: expected true or false, found {getattr(self, name)!r}")
+        true_or_false(self, "class_conditional", "metropolis")
         if self.metropolis and self.noise == 0.0:
             raise ValueError("noise: expected a number > 0 with metropolis, found 0.0")
         if self.metropolis and self.batchnorm != 0.0:

@@ -18,7 +18,7 @@ from dfkd.rng import Stream, derive
 from dfkd.types import Batch, BatchNormMode, whole
 from generators.trunk import Width
 
-from .checks import at_least, between, one_of, positive, some_rows, whole_at_least
+from .checks import at_least, between, one_of, positive, some_rows, true_or_false, whole_at_least
 from .ingredients import (
     Balance,
     Disagreement,
@@ -81,8 +81,7 @@ class MosaicKD:
         between(self, 0.0, 1.0, "share")
         if self.crop is not None:
             whole_at_least(self, 0, "crop")
-        if not isinstance(self.flip, bool):
-            raise ValueError(f"flip: expected true or false, found {self.flip!r}")
+        true_or_false(self, "flip")
         one_of(self, get_args(Width), "width")
         whole_at_least(self, 1, "critic")
         at_least(self, 0.0, "adversarial", "entropy", "balance")

@@ -24,7 +24,7 @@ from dfkd.types import Batch, InputSpec
 from generators.noisy_layer import LabelGenerator
 from generators.trunk import Width
 
-from .checks import at_least, between, one_of, positive, weight_or_auto, whole_at_least
+from .checks import at_least, between, one_of, positive, true_or_false, weight_or_auto, whole_at_least
 from .ingredients import (
     BatchNormWeight,
     Best,
@@ -94,6 +94,7 @@ class NAYER:
     )
 
     def __post_init__(self) -> None:
+        true_or_false(self, "flip")
         whole_at_least(self, 1, "steps", "length", "noise", "every", "rounds", "warmup_rounds")
         whole_at_least(self, 2, "batch")
         whole_at_least(self, 0, "warmup")

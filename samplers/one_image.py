@@ -17,7 +17,7 @@ from torch.nn import functional
 from dfkd.problem import Problem
 from dfkd.types import Batch, BatchNormMode, InputSpec, whole
 
-from .checks import a_labelling, at_least, between, some_rows
+from .checks import a_labelling, at_least, between, range_within, some_rows, true_or_false
 from .state import State, Stream
 
 _RATIO = (3 / 4, 4 / 3)
@@ -32,8 +32,8 @@ class OneImage:
     the image's, in (0, 1]. area: least and most share of the part that the rectangle has, in (0, 1], uniform; it is
     3/4 to 4/3 as wide as high. rotate: most degrees either way, below 90. shear: likewise. brightness: most change
     either way, in [0, 1]. contrast: likewise. saturation: likewise. hue: most change either way in turns, in [0, 0.5].
-    jitter: share of the rows whose colours are changed. flip: share that is mirrored. labelling: BatchNorm statistics
-    the teacher labels with, `eval` (stored) or `batch` (of the rows asked together).
+    jitter: share of the rows whose colours are changed. flip: whether half of them are mirrored. labelling: BatchNorm
+    statistics the teacher labels with, `eval` (stored) or `batch` (of the rows asked together).
     """
 
     image: str = "china"
@@ -46,7 +46,7 @@ class OneImage:
     saturation: float = 0.4
     hue: float = 0.1
     jitter: float = 0.5
-    flip: float = 0.5
+    flip: bool = True
     labelling: BatchNormMode = "eval"
     name: ClassVar[str] = "one_image"
     data_free: ClassVar[bool] = False
@@ -58,13 +58,13 @@ class OneImage:
             raise ValueError(f"image: expected an image file, china or flower, found {self.image!r}")
         if not 0.0 < self.part <= 1.0:
             raise ValueError(f"part: expected a share of the image's sides in (0, 1], found {self.part!r}")
-        if len(self.area) != 2 or not 0.0 < self.area[0] <= self.area[1] <= 1.0:
-            raise ValueError(f"area: expected 0 < least <= most <= 1, found {self.area!r}")
+        range_within(self, 1e-6, 1.0, "area")
         at_least(self, 0.0, "rotate", "shear")
         for setting in ("rotate", "shear"):
             if getattr(self, setting) >= 90.0:
                 raise ValueError(f"{setting}: expected degrees below 90, found {getattr(self, setting)!r}")
-        between(self, 0.0, 1.0, "brightness", "contrast", "saturation", "jitter", "flip")
+        between(self, 0.0, 1.0, "brightness", "contrast", "saturation", "jitter")
+        true_or_false(self, "flip")
         between(self, 0.0, 0.5, "hue")
         a_labelling(self.labelling)
 
@@ -104,7 +104,7 @@ class OneImage:
         u = torch.rand(3, n, 1, 1, generator=rng, device=boxes.device)
         turn = (2 * u[0] - 1) * math.radians(self.rotate)
         slant = ((2 * u[1] - 1) * math.radians(self.shear)).tan()
-        mirror = torch.where(u[2] < self.flip, -1.0, 1.0)
+        mirror = torch.where(u[2] < 0.5 * self.flip, -1.0, 1.0)
         across = (torch.arange(w, device=boxes.device) + 0.5 - w / 2) * mirror  # in our pixels, from the middle
         down = (torch.arange(h, device=boxes.device) + 0.5 - h / 2)[:, None]
         x, y = across * turn.cos() - down * turn.sin(), across * turn.sin() + down * turn.cos()

@@ -17,7 +17,7 @@ from torch.nn import functional
 from dfkd.problem import Problem
 from dfkd.types import Batch, BatchNormMode, whole
 
-from .checks import a_labelling, some_rows
+from .checks import a_labelling, range_within, some_rows
 from .state import State, Stream
 
 _COLOURS = 5  # most in a palette
@@ -45,9 +45,7 @@ class Shader:
     uses_student: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        counts = [value for value in self.layers if isinstance(value, int) and not isinstance(value, bool)]
-        if len(self.layers) != 2 or len(counts) != 2 or not 1 <= counts[0] <= counts[1]:
-            raise ValueError(f"layers: expected two integers, 1 <= least <= most, found {self.layers!r}")
+        range_within(self, 1, float("inf"), "layers", whole=True)
         if not 0.0 < self.contrast <= 1.0:
             raise ValueError(f"contrast: expected a share of the box in (0, 1], found {self.contrast!r}")
         a_labelling(self.labelling)

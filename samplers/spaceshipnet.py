@@ -20,7 +20,7 @@ from dfkd.rng import Stream, derive
 from dfkd.types import Batch, BatchNormMode, whole
 from generators.depths import DEPTHS, image_from, maps_of
 
-from .checks import a_labelling, at_least, between, positive, some_rows, weight_or_auto, whole_at_least
+from .checks import a_labelling, at_least, between, positive, some_rows, true_or_false, weight_or_auto, whole_at_least
 from .ingredients import (
     BatchNormWeight,
     Best,
@@ -89,8 +89,7 @@ class SpaceshipNet:
             whole_at_least(self, self.batch, "capacity")
         if self.crop is not None:
             whole_at_least(self, 0, "crop")
-        if not isinstance(self.flip, bool):
-            raise ValueError(f"flip: expected true or false, found {self.flip!r}")
+        true_or_false(self, "flip")
         a_labelling(self.labelling)
         if not self.objective.terms:
             raise ValueError("one_hot: expected it or batchnorm above 0, found nothing to look for")

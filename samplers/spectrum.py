@@ -14,7 +14,7 @@ from torch import Tensor
 from dfkd.problem import Problem
 from dfkd.types import Batch, BatchNormMode, whole
 
-from .checks import a_labelling, at_least, between, positive, some_rows
+from .checks import a_labelling, at_least, between, positive, range_within, some_rows
 from .state import State, Stream
 
 
@@ -39,8 +39,7 @@ class Spectrum:
     uses_student: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if len(self.slopes) != 2 or not 0.0 <= self.slopes[0] <= self.slopes[1] < float("inf"):
-            raise ValueError(f"slopes: expected 0 <= least <= most, found {self.slopes!r}")
+        range_within(self, 0.0, float("inf"), "slopes")
         at_least(self, 0.0, "tilt")
         between(self, 0.0, 1.0, "mean")
         positive(self, "std")

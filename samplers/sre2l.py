@@ -20,7 +20,7 @@ from dfkd.problem import Problem
 from dfkd.rng import derive
 from dfkd.types import Batch
 
-from .checks import at_least, between, positive, weight_or_auto, whole_at_least
+from .checks import at_least, between, positive, true_or_false, weight_or_auto, whole_at_least
 from .cutmix import CutMix
 from .ingredients import BatchNormWeight, Objective, OneHot, banked, batchnorm_term, descend, noise_start, resized
 from .state import State
@@ -62,6 +62,7 @@ class SRe2L:
     )
 
     def __post_init__(self) -> None:
+        true_or_false(self, "flip")
         whole_at_least(self, 1, "rounds", "batch", "steps")
         positive(self, "learning_rate")
         weight_or_auto(self, "batchnorm")

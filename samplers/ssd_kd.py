@@ -20,7 +20,7 @@ from dfkd.rng import derive
 from dfkd.types import Batch
 
 from .augmented import Augmented
-from .checks import at_least, between, positive, weight_or_auto, whole_at_least
+from .checks import at_least, between, positive, true_or_false, weight_or_auto, whole_at_least
 from .ingredients import (
     BatchNormWeight,
     Best,
@@ -87,6 +87,7 @@ class SSDKD:
     )
 
     def __post_init__(self) -> None:
+        true_or_false(self, "flip")
         whole_at_least(self, 1, "steps", "latent", "every")
         whole_at_least(self, 2, "batch")
         whole_at_least(self, 0, "warmup")

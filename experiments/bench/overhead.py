@@ -124,7 +124,7 @@ def _sampler(source: str, spec: InputSpec, batch: int) -> Any:
         return make("real", data="digits" if spec.channels == 1 else _noise_file(spec))
     if source == "pooled":
         # every option that the bare loop has written out, so that another default changes nothing here
-        plain = {"total_variation": 0.0, "l2": 0.0, "roll": 0.0, "flip": 0.0, "adaptive": 0.0}
+        plain = {"total_variation": 0.0, "l2": 0.0, "roll": 0.0, "flip": False, "adaptive": 0.0}
         inversion = make("deep_inversion", steps=10, batch=batch, learning_rate=0.05, **plain)
         return make("pooled", base=inversion, round=batch, every=EVERY, capacity=4 * batch)
     rates = {"learning_rate": 1e-3, "adversarial": 1.0, "one_hot": 1.0, "balance": 20.0}

@@ -1,6 +1,5 @@
 """Inversion does its job on a teacher trained on real digits: classes hit, BatchNorm distance down, student apart."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -96,7 +95,7 @@ def test_each_part_of_the_objective_pulls(digits: tuple[Problem, Tensor]) -> Non
             p, q = ((probe(x).logits / 3).softmax(dim=1) for probe in (problem.teacher, problem.student))
         return (p - q).abs().sum(dim=1).mean()
 
-    assert gap(made(adaptive=20.0, class_weight=0.0)) > 1.1 * gap(made(class_weight=0.0))
+    assert gap(made(adaptive=20.0, one_hot=0.0)) > 1.1 * gap(made(one_hot=0.0))
 
 
 def test_classes_are_balanced_and_in_no_order(make_problem: MakeProblem) -> None:
@@ -185,10 +184,10 @@ def test_a_teacher_without_batchnorm(make_problem: MakeProblem, brightness: Call
         ({"batchnorm": "aut"}, "batchnorm: expected .*'auto'.*, found 'aut'"),
         ({"batchnorm": -1.0}, "batchnorm: expected .*, found -1.0"),
         ({"roll": 0.6}, r"roll: expected a number in \[0, 0.5\], found 0.6"),
-        ({"flip": math.nan}, "flip: expected"),
+        ({"flip": 0.5}, "flip: expected true or false, found 0.5"),
         ({"variation": "l3"}, "variation: expected one of l1, l2"),
         ({"labelling": "train"}, "labelling: expected one of eval, batch"),
-        ({"class_weight": 0.0, "batchnorm": 0.0}, "class_weight: expected at least one weight above 0"),
+        ({"one_hot": 0.0, "batchnorm": 0.0}, "one_hot: expected at least one weight above 0"),
     ],
 )
 def test_names_the_wrong_setting(given: dict[str, Any], said: str) -> None:
@@ -198,6 +197,6 @@ def test_names_the_wrong_setting(given: dict[str, Any], said: str) -> None:
 
 def test_a_search_without_a_finite_loss_has_found_nothing(make_problem: MakeProblem) -> None:
     """Not the noise that it began with: a bank that is given it ends the run."""
-    sampler, problem = DeepInversion(steps=2, batch=8, class_weight=1e39), make_problem()
+    sampler, problem = DeepInversion(steps=2, batch=8, one_hot=1e39), make_problem()
     batch = sampler.draw(sampler.init(problem, 0), problem, 8)
     assert bool(batch.x.isnan().all())

@@ -237,6 +237,7 @@ def test_colours_come_from_a_palette() -> None:
         ({"layers": (3, 2)}, "layers: expected two integers"),
         ({"layers": (2.5, 3)}, "layers: expected two integers"),
         ({"layers": (2,)}, "layers: expected two integers"),
+        ({"layers": 2}, "layers: expected two integers, 1 <= least <= most, found 2"),
         ({"contrast": 0.0}, r"contrast: expected a share of the box in \(0, 1\], found 0.0"),
         ({"labelling": "train"}, "labelling: expected one of eval, batch"),
     ],

@@ -109,9 +109,10 @@ def test_colours_are_mixed(make_problem: MakeProblem) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"slopes": (2.0, 1.0)}, r"slopes: expected 0 <= least <= most, found \(2.0, 1.0\)"),
-        ({"slopes": (-1.0, 1.0)}, "slopes: expected 0 <= least <= most"),
-        ({"slopes": (1.0,)}, "slopes: expected 0 <= least <= most"),
+        ({"slopes": (2.0, 1.0)}, r"slopes: expected two numbers, 0 <= least <= most, found \(2.0, 1.0\)"),
+        ({"slopes": (-1.0, 1.0)}, "slopes: expected two numbers, 0 <= least <= most"),
+        ({"slopes": 1.0}, "slopes: expected two numbers, 0 <= least <= most, found 1.0"),
+        ({"slopes": (1.0,)}, "slopes: expected two numbers, 0 <= least <= most"),
         ({"tilt": -0.1}, "tilt: expected a number >= 0, found -0.1"),
         ({"mean": 128}, r"mean: expected a number in \[0, 1\], found 128"),
         ({"std": 0.0}, "std: expected a number > 0, found 0.0"),
