@@ -1,0 +1,96 @@
+"""The study on MNIST: its words, its files, and its table; on a data set of a few drawn images."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from dfkd import config
+from dfkd.config import CompareConfig
+from dfkd.results import Line, Status
+from experiments.mnist.__main__ import HERE, main, table
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the study is run: two data sets of the sizes of MNIST's and CIFAR-10's images, with few of them."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name, shape in (("mnist.npz", (28, 28)), ("cifar10.npz", (32, 32, 3))):
+        parts = {
+            f"{what}_{part}": rng.integers(0, 256, (40, *shape), dtype=np.uint8) if what == "x" else np.arange(40) % 10
+            for what in "xy"
+            for part in ("train", "test")
+        }
+        np.savez(tmp_path / name, allow_pickle=False, **parts, classes=np.array([str(i) for i in range(10)]))
+    return tmp_path
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("name", [file.stem for file in HERE.glob("*.yaml")])
+def test_every_size_is_a_comparison(name: str) -> None:
+    """All settings are known and all samplers can be built, those that read files too."""
+    study = yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert {"common", "published", "sizes"} == set(study)
+    for size in study["sizes"].values():
+        parsed: CompareConfig = config.parse(CompareConfig, study["common"] | size)
+        assert len(parsed.samplers) >= 5
+        assert set(parsed.seeds) in ({0}, {0, 1, 2})
+        assert config.parse(CompareConfig, config.dump(parsed)) == parsed  # what is continued is the same again
+
+
+def test_runs_the_sizes_named_and_keeps_their_tables(folder: Path) -> None:
+    words = [
+        "noise",
+        "steps_1000",
+        "teacher_1",
+        "--out",
+        "out",
+        "--workers",
+        "1",
+        "budget.steps=2",
+        "evaluate.rows=20",
+        "budget.batch=4",
+        "seeds=[0]",
+    ]
+    words += ["teacher.budget.steps=2", "samplers=[uniform, gaussian]"]
+    text = main(words)
+    assert [line for line in text.splitlines() if line.startswith("noise")] == ["noise steps_1000", "noise teacher_1"]
+    kept = (folder / "out" / "noise-teacher_1" / "table.md").read_text(encoding="utf-8")
+    assert text.endswith(kept)
+    assert [line.split(" | ")[0] for line in kept.splitlines()[2:]] in (
+        ["| uniform", "| gaussian"],
+        ["| gaussian", "| uniform"],
+    )
+    assert (folder / "out" / "noise-steps_1000" / "results.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "expected one of lenet5, lenet5_bn, noise first, found ''"),
+        (["lenet"], "expected one of lenet5, lenet5_bn, noise first, found 'lenet'"),
+        (["noise"], "expected one of base, .* next, found ''"),
+        (["noise", "base", "bigger"], "next, found 'bigger'"),
+    ],
+)
+def test_names_what_there_is(words: list[str], said: str, folder: Path) -> None:
+    with pytest.raises(SystemExit, match=said):
+        main(words)
+    assert not (folder / "runs").exists()
+
+
+def test_the_best_come_first_with_their_spread() -> None:
+    def line(label: str, seed: int, metric: str, value: float | None, status: Status = "ok") -> Line:
+        return Line(label, True, seed, "test", metric, value, 10, 2_000_000, 3.0, status=status)
+
+    lines = [line("low", 0, "accuracy", 0.5), line("low", 0, "agreement", 0.4), line("low", 0, "kl", 1.25)]
+    for seed, accuracy in ((0, 0.96), (1, 0.98)):
+        lines += [line("high", seed, "accuracy", accuracy), line("high", seed, "agreement", 0.9)]
+    lines += [line("lost", 0, "agreement", None, "diverged")]
+    assert table(lines, {"high": "98.20"}).splitlines()[2:] == [
+        "| high | 98.20 | 97.00 ± 1.41 | 90.00 ± 0.00 |  | 2.00 | 3 | ok |",
+        "| low |  | 50.00 | 40.00 | 1.250 | 2.00 | 3 | ok |",
+        "| lost |  |  |  |  | 2.00 | 3 | diverged |",
+    ]
