@@ -1,133 +1,157 @@
-"""Whether the scout's order of samplers is that of their students' agreement with the teacher on test data.
+"""Whether the scout's order of a comparison's samplers is that of their students' agreement with the teacher on test.
 
-    python -m experiments.scout digits out=runs/scout-digits
-    python -m experiments.scout mnist data=mnist.npz out=runs/scout-mnist workers=2
+    python -m experiments.scout runs/digits --out runs/scout-digits
+    python -m experiments.scout runs/mnist/lenet5-cpu --out runs/scout-mnist draws.limit=300
 
-The first word names a YAML file beside this one; then its settings as KEY=VALUE, `out`, `workers`, and `data` (of the
-teacher). A folder that was begun is continued. Writes results.json and table.md there, and prints the table.
+The first word is the folder of a finished comparison, which is only read; no student is trained. Then KEY=VALUE:
+`draws` as for `dfkd scout`, `seeds` and `samplers` (labels) for some of the comparison's. What was begun in --out is
+continued. Writes results.json and table.md there, and prints the table.
 """
 
+import argparse
 import json
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import torch
 
-from dfkd import config
+from dfkd import config as configuration
+from dfkd.claim import claimed
 from dfkd.files import replace_file
-from dfkd.scout import CRITERIA, Scouted, ranked, resolution
+from dfkd.interfaces import is_data_free, walk
+from dfkd.naming import unknown
+from dfkd.resolve import say, student_of
+from dfkd.scout import Settings as ScoutSettings
+from dfkd.scout import scout
 
-from .analysis import correlate, misplaced
-from .study import StudyConfig, run
+from .analysis import correlations, misplaced, orders, table
+from .comparison import Comparison, agreements, opened, preferences
 
-HERE = Path(__file__).parent
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """draws: how each sampler is looked at. seeds, samplers: of the comparison's; none named, all."""
+
+    draws: ScoutSettings
+    seeds: tuple[int, ...] = ()
+    samplers: tuple[str, ...] = ()
+
+
+DRAWS = {"limit": 120.0}  # seconds for a sampler in all, where `dfkd scout` gives twenty
 
 
 def main(words: list[str]) -> dict[str, Any]:
-    name, *rest = words or [""]
-    file = HERE / f"{name}.yaml"
-    if not file.exists():
-        raise SystemExit(f"experiments.scout: expected digits or mnist first, found {name!r}")
-    settings = config.read_settings([str(file), *rest])
-    out, workers = Path(settings.pop("out", f"runs/scout-{name}")), int(settings.pop("workers", 1))
-    if "data" in settings:
-        settings["teacher"] = {**settings["teacher"], "data": settings.pop("data")}
-    study: StudyConfig = config.parse(StudyConfig, settings)
-    found = run(study, out, workers)
-    found["correlations"] = correlations(found, study.draws.rows)
+    parser = argparse.ArgumentParser(prog="python -m experiments.scout")
+    parser.add_argument("folder", type=Path, help="of a finished comparison")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="draws.limit=60, seeds=[0], samplers=[real]")
+    parser.add_argument("--out", type=Path, required=True, help="a folder to write to")
+    given = parser.parse_intermixed_args(words)
+    settings = configuration.read_settings(given.settings, {"draws": DRAWS})
+    comparison = opened(given.folder)
+    study = _within(configuration.parse(StudyConfig, settings), comparison)
+    found = run(comparison, study, given.out)
     text = table(found)
-    replace_file(out / "results.json", json.dumps(found, indent=1).encode())
-    replace_file(out / "table.md", text.encode())
+    replace_file(given.out / "results.json", json.dumps(found, indent=1).encode())
+    replace_file(given.out / "table.md", text.encode())
     print(text, end="")
     return found
 
 
-def scores(rows: Mapping[str, Any], draws: int, classes: int, only: str | None = None) -> dict[str, float]:
-    """The scout's score by sampler, the mean over seeds; `only`: of one criterion alone."""
-    usable = {label: row["diagnostics"] for label, row in rows.items() if all(row["diagnostics"])}
-    totals: dict[str, list[float]] = {label: [] for label in usable}
-    for seed in range(len(next(iter(usable.values()), []))):
-        seen = [
-            Scouted(label, values={k: v for k, v in values[seed].items() if only in (None, k)})
-            for label, values in usable.items()
-        ]
-        for one in ranked(seen, resolution(draws, classes)):
-            totals[one.label].append(one.score or 0.0)
-    return {label: fmean(values) for label, values in totals.items()}
+def _within(study: StudyConfig, comparison: Comparison) -> StudyConfig:
+    """With all seeds and samplers named; ValueError where one is not of the comparison."""
+    config, labels = comparison.config, [*comparison.config.samplers, *comparison.unread]
+    for seed in study.seeds:
+        if seed not in config.seeds:
+            raise ValueError(f"seeds: expected some of {list(config.seeds)}, which were compared, found {seed}")
+    for label in study.samplers:
+        if label not in labels:
+            raise unknown("samplers", label, labels)
+    if study.draws.seed != 0:
+        raise ValueError("draws.seed: each sampler is looked at with the seeds of the comparison; use seeds=[...]")
+    return replace(study, seeds=study.seeds or config.seeds, samplers=study.samplers or tuple(labels))
 
 
-def correlations(found: dict[str, Any], draws: int) -> dict[str, Any]:
-    """Of the score, of its parts, and of the preference among trained students; over all samplers and some of them.
-
-    The score, its parts and `groups` were fixed before any of it was measured. Puts each sampler's score in its row.
-    """
-    rows = found["samplers"]
-    agreement = {k: fmean(row["agreement"]) for k, row in rows.items() if _whole(row["agreement"])}
-    preferred = {k: fmean(row["preference"]) for k, row in rows.items() if _whole(row["preference"])}
-    # only what has a student takes part: else a sampler that cannot be trained would move the ranks of the others
-    trained = {label: row for label, row in rows.items() if label in agreement}
-    orders = {"score": scores(trained, draws, found["classes"])}
-    orders |= {name: scores(trained, draws, found["classes"], only=name) for name in CRITERIA}
-    orders |= {"preference (after training)": preferred}
-    groups = {
-        "all": list(rows),
-        "data-free": [label for label, row in rows.items() if row["data_free"]],
-        "do not follow the student": [label for label, row in rows.items() if not row["follows_student"]],
-    }
+def run(comparison: Comparison, study: StudyConfig, out: Path) -> dict[str, Any]:
+    """Looks at what was not looked at yet, and puts it beside what the comparison found."""
+    seeds, labels = study.seeds, [label for label in study.samplers if label not in comparison.unread]
+    with claimed(out, _depends_on(comparison, study)):
+        seen: dict[str, list[dict[str, Any]]] = {label: [] for label in labels}
+        for place, (seed, label) in enumerate([(seed, label) for seed in seeds for label in labels], 1):
+            seen[label].append(_look(comparison, study, out, label, seed))
+            say(f"scouted {place} of {len(seeds) * len(labels)}: {label} at seed {seed}")
+    if not comparison.lines:
+        say(f"{comparison.folder}: no results.jsonl yet, so no student counts as trained; run this again when there is")
+    rows = {label: _row(comparison, study, seen[label], label) for label in labels}
+    trained = [label for label, row in rows.items() if row["student"] is None]
+    for seed in seeds:
+        preferred = preferences(comparison, trained, seed)
+        for label, row in rows.items():
+            row["preference"].append(preferred.get(label))
+    classes = comparison.spec.num_classes
+    ordered = orders(rows, study.draws.rows, classes)
     for label, row in rows.items():
-        row["score"] = orders["score"].get(label)
-    said: dict[str, Any] = {}
-    for group, labels in groups.items():
-        for order, values in orders.items():
-            result = correlate({k: v for k, v in values.items() if k in labels}, agreement)
-            said.setdefault(group, {})[order] = None if result is None else asdict(result)
-    said["misplaced"] = misplaced(orders["score"], agreement)
-    return said
+        row["score"] = ordered["score"].get(label)
+    return {
+        "comparison": str(comparison.folder),
+        "teacher": comparison.digest,
+        "seeds": list(seeds),
+        "classes": classes,
+        "draws": configuration.dump(study.draws),
+        "samplers": rows,
+        "unread": {label: comparison.unread[label] for label in study.samplers if label in comparison.unread},
+        "correlations": correlations(rows, ordered),
+        "misplaced": misplaced(rows, ordered["score"]),
+    }
 
 
-def _whole(values: list[float | None]) -> bool:
-    return bool(values) and all(value is not None for value in values)
+def _depends_on(comparison: Comparison, study: StudyConfig) -> dict[str, Any]:
+    """What a look depends on but for its label and seed: a folder is of this alone."""
+    plain = {name: comparison.plain[name] for name in ("student", "samplers")}
+    return {"teacher": comparison.digest, **plain, "draws": configuration.dump(study.draws)}
 
 
-def table(found: Mapping[str, Any]) -> str:
-    """Markdown: the samplers by score, the correlations, what is misplaced, and what could not be used."""
-    rows, seeds = found["samplers"], len(found["seeds"])
-    lines = ["| sampler | data | score | test agreement % | preference % | scout s |", "|---|---|---|---|---|---|"]
-    for label in sorted(rows, key=lambda k: -(rows[k]["score"] or -1.0)):
-        row = rows[label]
-        if row["score"] is None:
-            continue
-        mark = "*" if row["follows_student"] else ""
-        lines.append(
-            f"| {label}{mark} | {'free' if row['data_free'] else 'reads'} | {row['score']:.2f} "
-            f"| {_percent(row['agreement'])} | {_percent(row['preference'])} | {fmean(row['scout_seconds']):.1f} |"
+def _look(comparison: Comparison, study: StudyConfig, out: Path, label: str, seed: int) -> dict[str, Any]:
+    """What the scout sees of one sampler; it gets its score when all are seen."""
+    file = out / "cells" / f"{label}-s{seed}.json"
+    if not file.exists():
+        config = comparison.config
+        (found,) = scout(
+            comparison.teacher,
+            student_of(config.student, comparison.spec),
+            {label: config.samplers[label]},
+            spec=comparison.spec,
+            settings=replace(study.draws, seed=seed),
+            device=config.device,
         )
-    lines += ["", f"Means over {seeds} seed(s); *: follows the student. Spearman's rho with test agreement [95 %]:", ""]
-    lines += ["| samplers | n | order | rho | its first | less than the best, % |", "|---|---|---|---|---|---|"]
-    for group in ("all", "data-free", "do not follow the student"):
-        for order, result in found["correlations"][group].items():
-            if result is not None:
-                lines.append(
-                    f"| {group} | {result['samplers']} | {order} | {result['rho']:.2f} [{result['low']:.2f}, "
-                    f"{result['high']:.2f}] | {result['first']} | {100 * result['regret']:.1f} |"
-                )
-    lines += ["", "Farthest from its place (by score, by agreement): "]
-    lines[-1] += "; ".join(f"{label} ({said}, {true})" for label, said, true in found["correlations"]["misplaced"])
-    reasons = {label: row["reason"] or row["status"][0] for label, row in rows.items() if row["score"] is None}
-    lines += ["", "Without a student:", ""]
-    lines += [f"- {label}: {reason}" for label, reason in {**reasons, **found["left"]}.items()]
-    return "\n".join(lines) + "\n"
+        replace_file(file, json.dumps(found.plain() | {"seed": seed}).encode())
+    cell: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return cell
 
 
-def _percent(values: list[float]) -> str:
-    spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * fmean(values):.1f}{spread}"
+def _row(comparison: Comparison, study: StudyConfig, seen: list[dict[str, Any]], label: str) -> dict[str, Any]:
+    """What there is of one sampler, a value for each seed; null where a seed has none.
+
+    scout, student: why it has no score, or no agreement; null where it has at every seed.
+    """
+    sampler = comparison.config.samplers[label]
+    agreement, missing = agreements(comparison, label, study.seeds)
+    return {
+        "data_free": is_data_free(sampler),
+        "follows_student": any(part.uses_student for part in walk(sampler)),
+        "scout": next((cell["reason"] for cell in seen if cell["reason"]), None),
+        "student": missing,
+        "diagnostics": [cell["values"] for cell in seen],
+        "scout_seconds": [cell["seconds"] for cell in seen],
+        "agreement": agreement,
+        "preference": [],
+    }
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except ValueError as error:
+        raise SystemExit(f"experiments.scout: {error}") from None
