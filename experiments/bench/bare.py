@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from dfkd.rng import derive
 
-__all__ = ["Draw", "bare_generative", "bare_inversion", "bare_real", "bare_step"]
+__all__ = ["Draw", "bare_generative", "bare_inversion", "bare_real", "bare_step", "bare_synthesis"]
 
 Draw = Callable[[int], tuple[Tensor, Tensor | None]]
 """n -> images, and the teacher's logits where they are known."""
@@ -147,6 +147,28 @@ def bare_inversion(
         return bank[index] / 255.0, known[index]
 
     return draw
+
+
+def bare_synthesis(teacher: nn.Module, shape: tuple[int, ...]) -> Callable[[], None]:
+    """One step of n images, shape (n, c, h, w), towards classes and BatchNorm's statistics, by Adam: no more than that.
+
+    Whether the teacher is frozen is the caller's; what gradients it gathers, where it is not, are thrown away.
+    """
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
+    y = torch.arange(shape[0]) % 10
+    adam = torch.optim.Adam([x], lr=0.05, betas=(0.5, 0.9))
+
+    def step() -> None:
+        with _Statistics(teacher) as statistics:
+            loss = cross_entropy(teacher(x), y) + statistics.take()
+        adam.zero_grad()
+        teacher.zero_grad()
+        loss.backward()
+        adam.step()
+        with torch.no_grad():
+            x.clamp_(0, 1)
+
+    return step
 
 
 def bare_generative(
