@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dfkd.moments import moments
 from dfkd.naming import unknown
 from dfkd.pixels import as_channels_last
 from dfkd.types import BATCHNORM_MODES, Batch, BatchNormMode, InputSpec, Labelling, Outputs
@@ -52,7 +53,11 @@ class BatchNormInput:
         """(n, c): the mean of the input over positions, of each row."""
         if self.input is None:
             raise ValueError(f"{self.name}: what it was given is kept only where gradients are recorded")
-        return self.input.flatten(2).mean(dim=2) if self.input.ndim > 2 else self.input
+        if self.input.ndim == 2:
+            return self.input
+        positions = self.input[0, 0].numel()
+        # a sum's gradient is the same number everywhere, not written out as a mean's is
+        return self.input.sum(dim=tuple(range(2, self.input.ndim))) / positions
 
 
 class _CountBackward(torch.autograd.Function):
@@ -328,7 +333,7 @@ class Probe:
         def hook(path: str, part: _BatchNorm) -> Any:
             def before(_: nn.Module, args: tuple[Tensor, ...]) -> None:
                 x = args[0].float()
-                var, mean = torch.var_mean(x, dim=(0, *range(2, x.ndim)), correction=0)
+                mean, var = moments(x)
                 running_mean, running_var = part.running_mean, part.running_var
                 assert running_mean is not None
                 assert running_var is not None  # only layers that store them are hooked

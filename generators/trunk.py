@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm as normalised
 
+from .doubling import DoublingConv
+
 __all__ = ["BOUNDED", "Head", "Trunk", "Width"]
 
 Width = Literal["small", "large"]
@@ -67,12 +69,12 @@ class Trunk(nn.Module):
         self.stem = nn.Linear(latent, STEM[width] * (height // 4) * (width_px // 4))
         self.body = nn.Sequential(
             nn.BatchNorm2d(STEM[width]),
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(STEM[width], 128, 3, padding=1, bias=biases),
+            nn.Identity(),  # so that the layers, and their weights in files, keep their numbers
+            DoublingConv(STEM[width], 128, bias=biases),
             nn.BatchNorm2d(128, eps=batchnorm_eps),
             nn.LeakyReLU(0.2),
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(128, 64, 3, padding=1, bias=biases),
+            nn.Identity(),
+            DoublingConv(128, 64, bias=biases),
             nn.BatchNorm2d(64, eps=batchnorm_eps),
             nn.LeakyReLU(0.2),
         )

@@ -138,7 +138,9 @@ class CMI:
             self.objective,
             state.terms,
             make=lambda: generator(z),
-            optimiser=torch.optim.Adam([*generator.parameters(), z], lr=self.learning_rate, betas=(0.5, 0.999)),
+            optimiser=torch.optim.Adam(
+                [*generator.parameters(), z], lr=self.learning_rate, betas=(0.5, 0.999), fused=True
+            ),
             steps=self.steps,
             target=target,
             view=cropped(rng, spec, self.crop, self.flip),

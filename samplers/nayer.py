@@ -180,7 +180,7 @@ class NAYER:
             objective,
             state.terms[: len(objective.terms)],
             make=lambda: generator(target),
-            optimiser=torch.optim.Adam(parameters, lr=self.learning_rate, betas=(0.5, 0.999)),
+            optimiser=torch.optim.Adam(parameters, lr=self.learning_rate, betas=(0.5, 0.999), fused=True),
             steps=self.steps,
             target=target,
             view=cropped(rng, spec, self.crop, self.flip),

@@ -170,7 +170,7 @@ class SpaceshipNet:
             self.objective,
             state.terms,
             make=make,
-            optimiser=torch.optim.Adam(generator.parameters(), lr=self.learning_rate, betas=(0.5, 0.999)),
+            optimiser=torch.optim.Adam(generator.parameters(), lr=self.learning_rate, betas=(0.5, 0.999), fused=True),
             steps=self.steps,
             target=target,
             view=cropped(rng, problem.spec, self.crop, self.flip),

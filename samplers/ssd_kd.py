@@ -134,7 +134,7 @@ class SSDKD:
             objective,
             state.terms[: len(objective.terms)],
             make=lambda: generator(z),
-            optimiser=torch.optim.Adam(groups, betas=(0.5, 0.999)),
+            optimiser=torch.optim.Adam(groups, betas=(0.5, 0.999), fused=True),
             steps=self.steps,
             target=target,
             view=cropped(rng, problem.spec, self.crop, self.flip),

@@ -175,10 +175,10 @@ FAULTS = (
     ),
     Fault(
         "the unbiased variance for the biased one",
-        "dfkd/problem.py",
-        "correction=0)",
-        "correction=1)",
-        (f"{PROBLEM}::test_batchnorm_inputs_equal_their_definition",),
+        "dfkd/moments.py",
+        "var = (x - _along(mean, x)).square_().mean(dim=over)",
+        "var = (x - _along(mean, x)).square_().sum(dim=over) / (x.numel() // x.shape[1] - 1)",
+        (f"{PROBLEM}::test_batchnorm_inputs_equal_their_definition", "tests/dfkd/test_moments.py"),
     ),
     Fault(
         "models are not frozen while searching",

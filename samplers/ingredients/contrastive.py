@@ -73,22 +73,25 @@ class Contrast:
         return State(
             stream=Stream(derive(seed, "views"), device),
             head=head,
-            optimiser=torch.optim.Adam(head.parameters(), lr=self.learning_rate),
+            optimiser=torch.optim.Adam(head.parameters(), lr=self.learning_rate, fused=True),
             bank=torch.empty(0, 2, features, device=device),  # of each image its local and its global view
         )
 
     def __call__(self, state: State, views: Views) -> Tensor:
         rng, bank = state.stream.advance(), state.bank
         local = views.again(resized(rng, self.least_area, self.flip)(views.images))
-        queries, keys = _means(local), _means(views)
+        queries, shown = state.head(_means(local)), _means(views)
         n = len(queries)
+        with torch.no_grad():  # a local view moves towards the global one, not the other way round
+            keys = state.head(shown)
         if len(bank) and self.negatives:
             drawn = torch.randperm(len(bank), generator=rng, device=bank.device)[: self.negatives]
-            queries, keys = torch.cat([queries, bank[drawn, 0]]), torch.cat([keys, bank[drawn, 1]])
-        with torch.no_grad():  # a local view moves towards the global one, not the other way round
-            keys = state.head(keys)
+            # on their own, as no gradient has to reach what is remembered: a fourth less to compute
+            queries = torch.cat([queries, state.head(bank[drawn, 0])])
+            with torch.no_grad():
+                keys = torch.cat([keys, state.head(bank[drawn, 1])])
         which = torch.arange(len(keys), device=keys.device)
-        rows = cross_entropy(state.head(queries) @ keys.T / self.temperature, which, reduction="none")
+        rows = cross_entropy(queries @ keys.T / self.temperature, which, reduction="none")
         return rows[:n].mean() + rows[n:].mean() if len(rows) > n else rows.mean()
 
     def after_step(self, state: State) -> None:

@@ -94,7 +94,7 @@ class OnlineGenerator:
             terms=terms,
             generator=generator,
             average=None if self.decay is None else copy.deepcopy(generator),
-            optimiser=torch.optim.Adam(generator.parameters(), lr=self.learning_rate, betas=self.betas),
+            optimiser=torch.optim.Adam(generator.parameters(), lr=self.learning_rate, betas=self.betas, fused=True),
             draws=0,
             images=torch.empty(0, *problem.spec.shape, device=problem.device),
             logits=torch.empty(0, problem.spec.num_classes, device=problem.device),

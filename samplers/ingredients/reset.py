@@ -65,7 +65,7 @@ class Meta:
         if step not in get_args(MetaStep):
             raise ValueError(f"step: expected one of {', '.join(get_args(MetaStep))}, found {step!r}")
         self.network, self.step = network, step
-        self.optimiser = torch.optim.Adam(network.parameters(), lr=learning_rate, betas=(0.5, 0.999))
+        self.optimiser = torch.optim.Adam(network.parameters(), lr=learning_rate, betas=(0.5, 0.999), fused=True)
 
     def begin(self) -> nn.Module:
         """A copy to be trained in this round, in training mode."""
