@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -39,14 +40,32 @@ class Diverged(ArithmeticError):
 
 @dataclass(frozen=True)
 class BatchNormInput:
-    """What one BatchNorm layer was given in the last forward pass, beside what it has stored. Statistics are (c,)."""
+    """What one BatchNorm layer was given in the last forward pass, beside what it has stored. Statistics are (c,).
+
+    given: mean and variance where they are not to be taken from the input when they are first asked for.
+    """
 
     name: str
-    mean: Tensor
-    var: Tensor  # biased, over rows and positions
     running_mean: Tensor
     running_var: Tensor
     input: Tensor | None = None  # (n, c, ...), only where a graph keeps it alive anyway
+    given: tuple[Tensor, Tensor] | None = None
+
+    @cached_property
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        if self.given is not None:
+            return self.given
+        assert self.input is not None  # one of the two is there
+        return moments(self.input)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._moments[0]
+
+    @property
+    def var(self) -> Tensor:
+        """Biased, over rows and positions."""
+        return self._moments[1]
 
     @property
     def rows(self) -> Tensor:
@@ -333,12 +352,13 @@ class Probe:
         def hook(path: str, part: _BatchNorm) -> Any:
             def before(_: nn.Module, args: tuple[Tensor, ...]) -> None:
                 x = args[0].float()
-                mean, var = moments(x)
                 running_mean, running_var = part.running_mean, part.running_var
                 assert running_mean is not None
                 assert running_var is not None  # only layers that store them are hooked
-                kept = x if x.requires_grad else None
-                seen.append(BatchNormInput(path, mean, var, running_mean.float(), running_var.float(), kept))
+                stored = running_mean.float(), running_var.float()
+                # a view of which nobody asks for them (the contrast's) pays for none
+                what = {"input": x} if x.requires_grad else {"given": moments(x)}
+                seen.append(BatchNormInput(path, *stored, **what))
 
             return before
 

@@ -72,11 +72,11 @@ class Trunk(nn.Module):
             nn.Identity(),  # so that the layers, and their weights in files, keep their numbers
             DoublingConv(STEM[width], 128, bias=biases),
             nn.BatchNorm2d(128, eps=batchnorm_eps),
-            nn.LeakyReLU(0.2),
+            nn.LeakyReLU(0.2, inplace=True),
             nn.Identity(),
             DoublingConv(128, 64, bias=biases),
             nn.BatchNorm2d(64, eps=batchnorm_eps),
-            nn.LeakyReLU(0.2),
+            nn.LeakyReLU(0.2, inplace=True),
         )
         self.head = nn.Conv2d(64, channels, 3, padding=1)
         self.norm = nn.Identity() if head in BOUNDED else nn.BatchNorm2d(channels, affine=head == "batchnorm")

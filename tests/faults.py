@@ -181,6 +181,20 @@ FAULTS = (
         (f"{PROBLEM}::test_batchnorm_inputs_equal_their_definition", "tests/dfkd/test_moments.py"),
     ),
     Fault(
+        "the variance's gradient about 0 for about the mean",
+        "dfkd/moments.py",
+        "grads[0] / count - slope * mean",
+        "grads[0] / count",
+        ("tests/dfkd/test_moments.py::test_gradients_are_those_of_differences",),
+    ),
+    Fault(
+        "the wrong pixel of two counts twice",
+        "generators/doubling.py",
+        "torch.stack([first, middle + last], dim), torch.stack([first + middle, last], dim)",
+        "torch.stack([first + middle, last], dim), torch.stack([first, middle + last], dim)",
+        ("tests/generators/test_doubling.py",),
+    ),
+    Fault(
         "models are not frozen while searching",
         "dfkd/problem.py",
         "parameter.requires_grad_(False)",

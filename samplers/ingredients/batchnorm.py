@@ -143,7 +143,7 @@ class MovingBatchNorm:
     def _mixed(self, layer: BatchNormInput, old: Tensor) -> BatchNormInput:
         """old (2, c): the average's mean and variance of this layer."""
         m = self.momentum
-        return replace(layer, mean=m * old[0] + (1 - m) * layer.mean, var=m * old[1] + (1 - m) * layer.var)
+        return replace(layer, given=(m * old[0] + (1 - m) * layer.mean, m * old[1] + (1 - m) * layer.var))
 
     def after_step(self, state: State) -> None:
         del state  # the average is of rounds

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, conv2d, linear
 
+from dfkd.moments import moments
 from dfkd.problem import Phase, Probe, Problem, UnsupportedProblem
 from dfkd.rng import initialised
 from dfkd.types import Batch, BatchNormMode, InputSpec, Outputs
@@ -307,6 +308,30 @@ def test_batchnorm_inputs_equal_their_definition(mode: BatchNormMode) -> None:
     model(X)
     assert len(seen) == 2  # nothing is watched any more
     assert seen[0].mean.requires_grad
+
+
+def test_statistics_are_taken_once_and_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Tensor] = []
+
+    def counted(x: Tensor) -> tuple[Tensor, Tensor]:
+        taken.append(x)
+        return moments(x)
+
+    monkeypatch.setattr("dfkd.problem.moments", counted)
+    model = probe()
+    with model.batchnorm_inputs() as seen:
+        model(X)
+        _ = seen[0].rows
+        assert not taken
+        assert seen[1].mean is seen[1].mean
+        _ = seen[1].var
+        assert len(taken) == 1
+        with torch.no_grad():  # no input is kept then
+            model(X)
+        assert len(taken) == 3
+        assert seen[0].input is None
+        expected = moments(model.module.get_submodule("conv")(X))
+        torch.testing.assert_close((seen[0].mean, seen[0].var), tuple(part.detach() for part in expected))
 
 
 def test_taps_give_what_the_modules_gave_and_no_longer_than_the_block() -> None:
