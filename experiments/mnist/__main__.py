@@ -12,14 +12,15 @@ in Markdown, with the published accuracies where the file has them, and keeps it
 import argparse
 import sys
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import yaml
 
 from dfkd import commands
 from dfkd.files import make_folder, replace_file
-from dfkd.results import Line, read
+from dfkd.results import read
+
+from ..table import table
 
 HERE = Path(__file__).parent
 
@@ -49,34 +50,6 @@ def main(words: list[str]) -> str:
         replace_file(folder / "table.md", text.encode())
         texts.append(f"{name} {size}\n\n{text}")
     return "\n".join(texts)
-
-
-def table(lines: list[Line], published: dict[str, Any]) -> str:
-    """One row per sampler, best accuracy first: mean ± sample standard deviation over seeds, on the test set."""
-    rows = []
-    for label in dict.fromkeys(line.sampler for line in lines):
-        own = [line for line in lines if line.sampler == label and line.evaluation == "test"]
-        found = {m: [line.value for line in own if line.metric == m and line.value is not None] for m in METRICS}
-        costs = [line for line in own if line.metric == "agreement"]
-        images, seconds = fmean(line.teacher_images for line in costs), fmean(line.seconds for line in costs)
-        status = ", ".join(sorted({line.status for line in costs} - {"ok"})) or "ok"
-        numbers = [_spread(found["accuracy"], 100.0), _spread(found["agreement"], 100.0), _spread(found["kl"], 1.0)]
-        cells = [label, str(published.get(label, "")), *numbers, f"{images / 1e6:.2f}", f"{seconds:.0f}", status]
-        rows.append((fmean(found["accuracy"] or [0.0]), cells))
-    head = ["sampler", "published", "accuracy %", "agreement %", "KL (nats)", "teacher images (M)", "seconds", "status"]
-    ordered = [cells for _, cells in sorted(rows, key=lambda row: -row[0])]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, ["---"] * len(head), *ordered])
-
-
-METRICS = ("accuracy", "agreement", "kl")
-
-
-def _spread(values: list[float], factor: float) -> str:
-    if not values:
-        return ""
-    digits = 2 if factor == 100.0 else 3
-    mean = f"{factor * fmean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {factor * stdev(values):.{digits}f}"
 
 
 if __name__ == "__main__":

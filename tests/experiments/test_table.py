@@ -1,0 +1,20 @@
+"""The table of a comparison's results."""
+
+from dfkd.results import Line, Status
+from experiments.table import table
+
+
+def test_the_best_come_first_with_their_spread() -> None:
+    def line(label: str, seed: int, metric: str, value: float | None, status: Status = "ok") -> Line:
+        return Line(label, True, seed, "test", metric, value, 10, 2_000_000, 3.0, status=status)
+
+    lines = [line("low", 0, "accuracy", 0.5), line("low", 0, "agreement", 0.4), line("low", 0, "kl", 1.25)]
+    for seed, accuracy in ((0, 0.96), (1, 0.98)):
+        lines += [line("high", seed, "accuracy", accuracy), line("high", seed, "agreement", 0.9)]
+    lines += [line("lost", 0, "agreement", None, "diverged")]
+    assert table(lines, {"high": "98.20"}).splitlines()[2:] == [
+        "| high | free | 98.20 | 97.00 ± 1.41 | 90.00 ± 0.00 |  | 2.00 | 3 | ok |",
+        "| low | free |  | 50.00 | 40.00 | 1.250 | 2.00 | 3 | ok |",
+        "| lost | free |  |  |  |  | 2.00 | 3 | 1 diverged |",
+    ]
+    assert table(lines).splitlines()[2].startswith("| high | free | 97.00 ± 1.41 |")
