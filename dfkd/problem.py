@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,11 +20,24 @@ from dfkd.naming import unknown
 from dfkd.pixels import as_channels_last
 from dfkd.types import BATCHNORM_MODES, Batch, BatchNormMode, InputSpec, Labelling, Outputs
 
-__all__ = ["CAPABILITIES", "PHASES", "BatchNormInput", "Diverged", "Phase", "Probe", "Problem", "UnsupportedProblem"]
+__all__ = [
+    "CAPABILITIES",
+    "PENULTIMATE",
+    "PHASES",
+    "BatchNormInput",
+    "Diverged",
+    "Phase",
+    "Probe",
+    "Problem",
+    "UnsupportedProblem",
+]
 
 CAPABILITIES = ("logits", "input_grad", "batchnorm", "features", "penultimate")
 """logits: all. input_grad: gradients reach the input. batchnorm: layers with stored statistics. features: taps.
 penultimate: a linear layer gives the logits, and what it is given are the penultimate features."""
+
+PENULTIMATE = "penultimate"
+"""The tap that stands for what the last linear layer is given, whatever its path; a module of that name goes first."""
 
 Phase = Literal["synthesise", "label", "evaluate"]
 PHASES: tuple[str, ...] = get_args(Phase)
@@ -389,20 +402,25 @@ class Probe:
 
     @contextmanager
     def taps(self, *paths: str) -> Iterator[None]:
-        """Inside, every answer's `features` has what these modules gave. ValueError for an unknown path."""
+        """Inside, every answer's `features` has what these modules gave. ValueError for an unknown path.
+
+        PENULTIMATE stands for the features that the last linear layer is given, (n, d).
+        """
         known = dict(self.module.named_modules())
         for path in paths:
-            if path not in known or path == "":
-                raise unknown(f"module path of the {self.name}", path, [k for k in known if k])
+            if path == PENULTIMATE and path not in known:
+                self.require("penultimate", who=f"tap {path!r}")
+            elif path not in known or path == "":
+                raise unknown(f"module path of the {self.name}", path, [*(k for k in known if k), PENULTIMATE])
 
         def hook(path: str) -> Any:
-            def after(_: nn.Module, __: Any, output: Any) -> None:
-                self._tapped[path] = output
-
-            return after
+            if path in known:
+                return known[path].register_forward_hook(partial(self._note, path))
+            assert self._linear is not None  # it has the capability
+            return self._linear.register_forward_pre_hook(lambda part, given: self._note(path, part, given, given[0]))
 
         before, self._taps = self._taps, tuple(dict.fromkeys((*self._taps, *paths)))
-        handles = [known[path].register_forward_hook(hook(path)) for path in paths]
+        handles = [hook(path) for path in paths]
         try:
             yield
         finally:
@@ -410,6 +428,11 @@ class Probe:
             self._tapped.clear()  # a call that raised may have left some
             for handle in handles:
                 handle.remove()
+
+    def _note(self, path: str, part: nn.Module, given: Any, output: Any) -> None:
+        """Keeps what is tapped until the answer is put together."""
+        del part, given  # what a hook is told beside it
+        self._tapped[path] = output
 
     # -- what it was asked ---------------------------------------------------------------------------------------
 

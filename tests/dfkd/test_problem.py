@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm, conv2d, linear
 
 from dfkd.moments import moments
-from dfkd.problem import Phase, Probe, Problem, UnsupportedProblem
+from dfkd.problem import PENULTIMATE, Phase, Probe, Problem, UnsupportedProblem
 from dfkd.rng import initialised
 from dfkd.types import Batch, BatchNormMode, InputSpec, Outputs
 
@@ -346,6 +346,40 @@ def test_taps_give_what_the_modules_gave_and_no_longer_than_the_block() -> None:
         torch.testing.assert_close(out.features["conv"], model.module.get_submodule("conv")(X))
         assert torch.equal(out.features["last"], out.logits)
         assert dict(model(X).features) == {}
+
+
+def test_the_penultimate_tap_is_what_the_last_linear_layer_is_given() -> None:
+    model = probe()
+    with untouched(model.module):
+        with model.taps(PENULTIMATE, "last"):
+            out = model(X)
+        with model.penultimate() as seen:
+            model(X)
+        assert out.features[PENULTIMATE].shape == (6, 8)
+        assert torch.equal(out.features[PENULTIMATE], seen[0])
+        assert torch.equal(linear(seen[0], *model.module.get_submodule("last").parameters()), out.features["last"])
+
+
+def test_a_module_called_penultimate_goes_first() -> None:
+    named = nn.Sequential()
+    named.add_module(PENULTIMATE, nn.Flatten())
+    named.add_module("last", nn.Linear(32, 3))
+    model = Probe(named, SPEC)
+    with model.taps(PENULTIMATE):
+        assert torch.equal(model(X).features[PENULTIMATE], X.flatten(1))
+
+
+def test_a_model_without_a_last_linear_layer_has_no_penultimate_tap() -> None:
+    with (
+        pytest.raises(UnsupportedProblem, match=r"tap 'penultimate': needs a teacher with penultimate; .* has logits"),
+        Probe(NoGradient(), SPEC).taps(PENULTIMATE),
+    ):
+        pass
+    with (
+        pytest.raises(ValueError, match="unknown 'penultimat'; the nearest is 'penultimate'"),
+        probe().taps("penultimat"),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("path", ["innr.0", ""])
