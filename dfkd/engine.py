@@ -183,10 +183,10 @@ class _Run:
         self._signals: dict[str, list[float]] = {}
         needs = objective.needs
         self._taps = {who: tuple(needs.get(who, ())) for who in ("student", "teacher")}
+        self._student = problem.student.module
+        self._adapters = objective.init(problem, derive(seed, "adapters"))  # a loss may say better what it needs
         if objective.input_grad:
             problem.teacher.require("input_grad", who="objective")
-        self._student = problem.student.module
-        self._adapters = objective.init(problem, derive(seed, "adapters"))
         self._adapters.train()
         self._trained = nn.ModuleList([self._student, self._adapters])
         self._parameters = [p for p in self._trained.parameters() if p.requires_grad]

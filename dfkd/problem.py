@@ -141,7 +141,7 @@ class Probe:
             for path, part in module.named_modules()
             if isinstance(part, _BatchNorm) and part.running_mean is not None
         ]
-        self._tapped: dict[str, Tensor] = {}
+        self._tapped: dict[str, Any] = {}
         self._taps: tuple[str, ...] = ()
         self._capabilities: frozenset[str] | None = None
         self._linear: nn.Linear | None = None
@@ -209,6 +209,18 @@ class Probe:
             self._digest = hasher.hexdigest()
         return self._digest
 
+    def feature_shapes(self, *paths: str) -> dict[str, tuple[int, ...]]:
+        """Shapes of what these modules give for one image, found by asking it two (not counted)."""
+        with self.uncounted(), torch.no_grad(), self.taps(*paths):
+            features = self(torch.full((2, *self.spec.shape), self.spec.middle, device=self.device)).features
+        for path, value in features.items():
+            if value.ndim < 1 or value.shape[0] != 2:
+                raise ValueError(
+                    f"module path {path!r} of the {self.name}: expected a row for each of 2 images, "
+                    f"found shape {tuple(value.shape)}"
+                )
+        return {path: tuple(value.shape[1:]) for path, value in features.items()}
+
     # -- asking --------------------------------------------------------------------------------------------------
 
     def __call__(self, x: Tensor, mode: BatchNormMode = "eval") -> Outputs:
@@ -245,11 +257,19 @@ class Probe:
             logits = self._laid_out(x)
         features: dict[str, Tensor] = {}
         if self._taps:
-            features = {path: self._tapped[path].float() for path in self._taps}
+            features = {path: self._feature(path) for path in self._taps}
             self._tapped.clear()
         if not isinstance(logits, Tensor):
             raise ValueError(f"{self.name}: expected a tensor of logits (n, k), found {type(logits).__name__}")
         return Outputs(logits.float(), features, labelling, precision)
+
+    def _feature(self, path: str) -> Tensor:
+        """What a tapped module gave in this call."""
+        given = self._tapped.get(path)
+        if isinstance(given, Tensor):
+            return given.float()
+        found = "nothing, as it was not called" if path not in self._tapped else type(given).__name__
+        raise ValueError(f"module path {path!r} of the {self.name}: expected it to give a tensor, found {found}")
 
     def _laid_out(self, x: Tensor) -> Any:
         """The module's answer to the images in the layout that it is quicker with."""
@@ -345,6 +365,15 @@ class Probe:
             self.phase = before
 
     @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Inside, images are not counted: for the few that find out what a model is like."""
+        counts = self._counts_copy()
+        try:
+            yield
+        finally:
+            self.counts = counts
+
+    @contextmanager
     def frozen(self) -> Iterator[None]:
         """Inside, no parameter asks for a gradient; the input's gradient is still computed."""
         thawed = [p for p in self.module.parameters() if p.requires_grad]
@@ -432,7 +461,8 @@ class Probe:
     def _note(self, path: str, part: nn.Module, given: Any, output: Any) -> None:
         """Keeps what is tapped until the answer is put together."""
         del part, given  # what a hook is told beside it
-        self._tapped[path] = output
+        # a copy, as what comes next may change it in place
+        self._tapped[path] = output.clone() if isinstance(output, Tensor) else output
 
     # -- what it was asked ---------------------------------------------------------------------------------------
 

@@ -52,6 +52,10 @@ LOSSES = {
     "logit_l1": "dfkd.losses.response:LogitL1",
     "hard_label": "dfkd.losses.response:HardLabel",
     "label_ce": "dfkd.losses.response:LabelCrossEntropy",
+    "features": "dfkd.losses.features:Features",
+    "attention": "dfkd.losses.attention:Attention",
+    "jacobian": "dfkd.losses.derivatives:Jacobian",
+    "class_gradient": "dfkd.losses.derivatives:ClassGradient",
 }
 
 

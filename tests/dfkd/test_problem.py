@@ -393,6 +393,58 @@ def test_a_tap_that_is_not_there_is_named(path: str) -> None:
         pass
 
 
+class Branches(nn.Module):
+    """A map that is changed in place, a pair of tensors, a module nobody calls, and one that folds rows away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(SPEC.channels, 2, 3)
+        self.pair = nn.LSTM(SPEC.width - 2, 4, batch_first=True)
+        self.spare = nn.Identity()
+        self.folded = nn.Identity()
+        self.last = nn.LazyLinear(SPEC.num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = torch.relu_(self.conv(x))
+        self.pair(maps.flatten(1, 2))
+        logits: Tensor = self.last(maps.flatten(1))
+        self.folded(logits.mean(dim=0))
+        return logits
+
+
+def branches() -> Probe:
+    with initialised(3):
+        module = Branches()
+        module(torch.zeros(1, *SPEC.shape))
+        return Probe(module, SPEC)
+
+
+def test_a_tap_is_not_changed_by_what_comes_next_in_place() -> None:
+    model = branches()
+    with model.taps("conv"):
+        tapped = model(X).features["conv"]
+    assert tapped.min() < -0.01
+    torch.testing.assert_close(tapped, model.module.get_submodule("conv")(X))
+
+
+@pytest.mark.parametrize(("path", "found"), [("pair", "tuple"), ("spare", "nothing, as it was not called")])
+def test_a_tap_that_gives_no_tensor_is_named(path: str, found: str) -> None:
+    model = branches()
+    with model.taps(path), pytest.raises(ValueError, match=f"path '{path}' of the teacher: expected .* found {found}"):
+        model(X)
+
+
+def test_shapes_of_features_are_found_without_counting() -> None:
+    model = branches()
+    with untouched(model.module):
+        assert model.feature_shapes("conv", "last") == {"conv": (2, *(s - 2 for s in SPEC.shape[1:])), "last": (3,)}
+    assert model.images == 0
+    with pytest.raises(ValueError, match="'folded' of the teacher: expected a row for each of 2 images, found"):
+        model.feature_shapes("folded")
+    with pytest.raises(ValueError, match="unknown 'covn'; the nearest is 'conv'"):
+        model.feature_shapes("covn")
+
+
 # -- capabilities --------------------------------------------------------------------------------------------------
 
 

@@ -33,9 +33,19 @@ CASES: list[tuple[str, str, dict[str, Any], bool]] = [
     ("hard_label", "hard_label", {}, False),
     ("label_ce", "label_ce", {}, False),
     ("label_ce of mixed labels", "label_ce", {}, True),
+    ("features", "features", {"pairs": (("vector", "vector"),)}, False),
+    ("features by l1", "features", {"pairs": (("maps", "maps"), ("vector", "vector")), "distance": "l1"}, False),
+    ("features by cosine", "features", {"pairs": (("vector", "vector"),), "distance": "cosine"}, False),
+    ("attention", "attention", {"pairs": (("maps", "maps"),)}, False),
+    ("jacobian", "jacobian", {}, False),
+    ("class_gradient", "class_gradient", {}, False),
+    ("class_gradient of labels", "class_gradient", {"of": "label"}, False),
+    ("class_gradient of mixed labels", "class_gradient", {"of": "label"}, True),
 ]
 EVERY = pytest.mark.parametrize(("name", "options", "soft"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
-DIVERGENCES = {"kl", "reverse_kl", "js", "logit_mse", "logit_l1"}  # zero where the models agree
+DIVERGENCES = {"kl", "reverse_kl", "js", "logit_mse", "logit_l1", "jacobian"}  # zero where the models agree
+SLOPES = {"jacobian", "class_gradient"}  # differ in the slopes in x, not in the logits
+FEATURES = {"features", "attention"}  # read what is tapped, not the logits
 EXTREMES = torch.tensor([[1e4, -1e4, 0.0, 0.0, 0.0], [-1e4, 1e4, 0.0, 1e4, -1e4], [0.0] * 5, [1e4] * 5])
 
 
@@ -44,8 +54,20 @@ def batch(soft: bool = False, rows: Tensor | None = None) -> Batch:
     return Batch(torch.zeros(len(index), 1, 1, 1), y=(SOFT if soft else Y)[index])
 
 
+def answers(values: Tensor, given: Batch) -> Outputs:
+    """Logits and features of these values; where x has a gradient, logits of which they are the slopes instead."""
+    features = {"vector": values, "maps": values[:, None, None, :]}
+    if not given.x.requires_grad:
+        return Outputs(values, features)
+    weighed = values * given.x.flatten(1)[:, : values.shape[1]]
+    return Outputs(weighed + 0.5 * weighed.roll(1, dims=1), features)
+
+
 def evaluate(name: str, options: dict[str, Any], student: Tensor, teacher: Tensor, given: Batch) -> Tensor:
-    values: Tensor = find("loss", name, LOSSES)(**options)(Outputs(student), Outputs(teacher), given)
+    loss = find("loss", name, LOSSES)(**options)
+    if loss.input_grad:
+        given = given.with_x(torch.ones(len(given), 1, 1, K, requires_grad=True))
+    values: Tensor = loss(answers(student, given), answers(teacher, given), given)
     return values
 
 
@@ -63,7 +85,7 @@ def test_is_a_frozen_dataclass_that_declares_itself(name: str, options: dict[str
     assert type(loss).__dataclass_params__.frozen
     assert set(loss.needs) == {"student", "teacher"}
     assert loss.coupled is False
-    assert loss.input_grad is False
+    assert loss.input_grad is (name in SLOPES)
     assert loss.uses_teacher is (name != "label_ce")
     assert loss.scale == options.get("temperature", 1.0) ** 2
     assert list(inspect.signature(loss).parameters) == ["student", "teacher", "batch"]
@@ -131,8 +153,11 @@ def test_a_divergence_is_zero_for_equal_models_and_positive_otherwise(name: str)
 def test_duplicating_the_batch_leaves_the_objective(name: str, options: dict[str, Any], soft: bool) -> None:
     objective = combine({"only": (0.7, find("loss", name, LOSSES)(**options))})
     twice = torch.arange(N).repeat(2)
-    once = objective(Outputs(STUDENT), Outputs(TEACHER), batch(soft)).total
-    again = objective(Outputs(STUDENT[twice]), Outputs(TEACHER[twice]), batch(soft, twice)).total
+    totals = []
+    for rows in (torch.arange(N), twice):
+        given = batch(soft, rows).with_x(torch.ones(len(rows), 1, 1, K, requires_grad=objective.input_grad))
+        totals.append(objective(answers(STUDENT[rows], given), answers(TEACHER[rows], given), given).total)
+    once, again = totals
     torch.testing.assert_close(again, once)
 
 
@@ -145,7 +170,7 @@ def test_the_gradient_reaches_the_student_in_its_rows_only(name: str, options: d
     assert slope[[0, 1, 3, 4, 5]].abs().max() == 0.0
 
 
-@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"label_ce"}))
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"label_ce"} - FEATURES))
 def test_names_a_teacher_with_other_classes(name: str) -> None:
     with pytest.raises(ValueError, match=r"teacher_logits: expected shape \(6, 5\), found \(6, 4\)"):
         evaluate(name, {}, STUDENT, TEACHER[:, :4], batch())
