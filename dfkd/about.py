@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["paper", "summary"]
 
-_PAPER = re.compile(r"arXiv:\d{4}\.\d{4,5}|doi:\S+|no paper", re.IGNORECASE)
+_PAPER = re.compile(r"arXiv:\d{4}\.\d{4,5}|doi:\S+|openreview:\S+|no paper", re.IGNORECASE)
 
 
 def summary(cls: Any, of_module: bool) -> str:
@@ -17,7 +17,7 @@ def summary(cls: Any, of_module: bool) -> str:
 
 
 def paper(cls: Any) -> str | None:
-    """`arXiv:NNNN.NNNNN`, `doi:...` or `no paper`, from the class's docstring or else its module's."""
+    """`arXiv:NNNN.NNNNN`, `doi:...`, `openreview:...` or `no paper`, from the docstring of class or else module."""
     for text in (inspect.getdoc(cls) or "", _module(cls)):
         found = _PAPER.search(text)
         if found:

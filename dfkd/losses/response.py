@@ -20,50 +20,79 @@ from dfkd.types import Batch, Outputs
 NO_TAPS: Mapping[str, tuple[str, ...]] = {"student": (), "teacher": ()}
 
 
-def _same_shape(student_logits: Tensor, teacher_logits: Tensor) -> None:
+def same_shape(student_logits: Tensor, teacher_logits: Tensor) -> None:
     if student_logits.shape != teacher_logits.shape:
         expected, found = tuple(student_logits.shape), tuple(teacher_logits.shape)
         raise ValueError(f"teacher_logits: expected shape {expected}, found {found}")
 
 
-def _log_probabilities(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def widened(logits: Tensor) -> Tensor:
+    """float32 at least."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def standardised(logits: Tensor) -> Tensor:
+    """(n, k) logits, each row at mean 0 and standard deviation 1 (over k - 1, as published); an equal row is 0.
+
+    Sun, Ren, Li, Wang, Cao: Logit Standardization in Knowledge Distillation. CVPR 2024. arXiv:2403.01427.
+    """
+    logits = widened(logits)
+    centred = logits - logits.mean(dim=1, keepdim=True)
+    square = centred.square().sum(dim=1, keepdim=True) / (logits.shape[1] - 1)
+    varies = square > 1e-12  # else the published 1e-7 in the divisor would be a slope of 1e7
+    return centred / torch.where(varies, torch.where(varies, square, 1.0).sqrt() + 1e-7, 1.0)
+
+
+def log_probabilities(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """(student's, teacher's) log-probabilities, each (n, k) float32."""
-    _same_shape(student_logits, teacher_logits)
-    log_q = (student_logits.float() / temperature).log_softmax(dim=1)
-    log_p = (teacher_logits.float() / temperature).log_softmax(dim=1)
+    same_shape(student_logits, teacher_logits)
+    log_q = (widened(student_logits) / temperature).log_softmax(dim=1)
+    log_p = (widened(teacher_logits) / temperature).log_softmax(dim=1)
     return log_q, log_p
 
 
 def kl_nats(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(teacher || student): two (n, k) -> (n,) nats, zero where the models agree."""
-    log_q, log_p = _log_probabilities(student_logits, teacher_logits, temperature)
+    log_q, log_p = log_probabilities(student_logits, teacher_logits, temperature)
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
 def reverse_kl_nats(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(student || teacher): two (n, k) -> (n,) nats, zero where the models agree."""
-    log_q, log_p = _log_probabilities(student_logits, teacher_logits, temperature)
+    log_q, log_p = log_probabilities(student_logits, teacher_logits, temperature)
     return (log_q.exp() * (log_q - log_p)).sum(dim=1)
 
 
 def js_nats(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Half of KL(p || m) + KL(q || m), m = (p + q) / 2: two (n, k) -> (n,) nats in [0, ln 2], symmetric."""
-    log_q, log_p = _log_probabilities(student_logits, teacher_logits, temperature)
+    log_q, log_p = log_probabilities(student_logits, teacher_logits, temperature)
     log_m = torch.logaddexp(log_q, log_p) - math.log(2.0)
     halves = log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)
     return 0.5 * halves.sum(dim=1)
 
 
-def _require_temperature(temperature: float) -> None:
+def comparable(student: Outputs, teacher: Outputs, standardise: bool) -> tuple[Tensor, Tensor]:
+    """Both models' logits as they are compared."""
+    if not standardise:
+        return student.logits, teacher.logits
+    return standardised(student.logits), standardised(teacher.logits)
+
+
+def require_temperature(temperature: float) -> None:
     if not 0.0 < temperature < math.inf:
         raise ValueError(f"temperature: expected a number > 0, found {temperature!r}")
 
 
 @dataclass(frozen=True)
 class KL:
-    """KL(teacher || student) in nats. temperature: > 0, no unit; the higher, the more the unlikely classes count."""
+    """KL(teacher || student) in nats.
+
+    temperature: > 0, no unit; the higher, the more the unlikely classes count. standardise: whether the logits of each
+    row are first brought to mean 0 and standard deviation 1.
+    """
 
     temperature: float = 1.0
+    standardise: bool = False
     name: ClassVar[str] = "kl"
     needs: ClassVar[Mapping[str, tuple[str, ...]]] = NO_TAPS
     input_grad: ClassVar[bool] = False
@@ -71,7 +100,7 @@ class KL:
     uses_teacher: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _require_temperature(self.temperature)
+        require_temperature(self.temperature)
 
     @property
     def scale(self) -> float:
@@ -83,14 +112,19 @@ class KL:
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
         del batch
-        return kl_nats(student.logits, teacher.logits, self.temperature)
+        return kl_nats(*comparable(student, teacher, self.standardise), self.temperature)
 
 
 @dataclass(frozen=True)
 class ReverseKL:
-    """KL(student || teacher) in nats. temperature: > 0, no unit; the higher, the more the unlikely classes count."""
+    """KL(student || teacher) in nats.
+
+    temperature: > 0, no unit; the higher, the more the unlikely classes count. standardise: whether the logits of each
+    row are first brought to mean 0 and standard deviation 1.
+    """
 
     temperature: float = 1.0
+    standardise: bool = False
     name: ClassVar[str] = "reverse_kl"
     needs: ClassVar[Mapping[str, tuple[str, ...]]] = NO_TAPS
     input_grad: ClassVar[bool] = False
@@ -98,7 +132,7 @@ class ReverseKL:
     uses_teacher: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _require_temperature(self.temperature)
+        require_temperature(self.temperature)
 
     @property
     def scale(self) -> float:
@@ -110,14 +144,19 @@ class ReverseKL:
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
         del batch
-        return reverse_kl_nats(student.logits, teacher.logits, self.temperature)
+        return reverse_kl_nats(*comparable(student, teacher, self.standardise), self.temperature)
 
 
 @dataclass(frozen=True)
 class JensenShannon:
-    """Jensen-Shannon in nats. temperature: > 0, no unit; the higher, the more the unlikely classes count."""
+    """Jensen-Shannon in nats.
+
+    temperature: > 0, no unit; the higher, the more the unlikely classes count. standardise: whether the logits of each
+    row are first brought to mean 0 and standard deviation 1.
+    """
 
     temperature: float = 1.0
+    standardise: bool = False
     name: ClassVar[str] = "js"
     needs: ClassVar[Mapping[str, tuple[str, ...]]] = NO_TAPS
     input_grad: ClassVar[bool] = False
@@ -125,7 +164,7 @@ class JensenShannon:
     uses_teacher: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _require_temperature(self.temperature)
+        require_temperature(self.temperature)
 
     @property
     def scale(self) -> float:
@@ -137,7 +176,7 @@ class JensenShannon:
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
         del batch
-        return js_nats(student.logits, teacher.logits, self.temperature)
+        return js_nats(*comparable(student, teacher, self.standardise), self.temperature)
 
 
 @dataclass(frozen=True)
@@ -157,7 +196,7 @@ class LogitMSE:
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
         del batch
-        _same_shape(student.logits, teacher.logits)
+        same_shape(student.logits, teacher.logits)
         return (student.logits.float() - teacher.logits.float()).square().sum(dim=1)
 
 
@@ -178,8 +217,38 @@ class LogitL1:
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
         del batch
-        _same_shape(student.logits, teacher.logits)
+        same_shape(student.logits, teacher.logits)
         return (student.logits.float() - teacher.logits.float()).abs().sum(dim=1)
+
+
+@dataclass(frozen=True)
+class LogitHuber:
+    """Sum over classes of Huber's function of logit differences d, in squared logits: d^2 / 2, beyond delta a line.
+
+    delta: in logits, > 0; where the slope stops growing.
+    """
+
+    delta: float = 1.0
+    name: ClassVar[str] = "logit_huber"
+    needs: ClassVar[Mapping[str, tuple[str, ...]]] = NO_TAPS
+    input_grad: ClassVar[bool] = False
+    coupled: ClassVar[bool] = False
+    uses_teacher: ClassVar[bool] = True
+    scale: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.delta < math.inf:
+            raise ValueError(f"delta: expected a number > 0, found {self.delta!r}")
+
+    def init(self, problem: Problem, seed: int) -> nn.Module | None:
+        del problem, seed  # nothing to train beside the student
+        return None
+
+    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
+        del batch
+        same_shape(student.logits, teacher.logits)
+        answers = widened(student.logits), widened(teacher.logits)
+        return functional.huber_loss(*answers, reduction="none", delta=self.delta).sum(dim=1)
 
 
 @dataclass(frozen=True)
@@ -199,7 +268,7 @@ class HardLabel:
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
         del batch
-        _same_shape(student.logits, teacher.logits)
+        same_shape(student.logits, teacher.logits)
         return functional.cross_entropy(student.logits.float(), teacher.logits.argmax(dim=1), reduction="none")
 
 

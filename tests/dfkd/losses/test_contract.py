@@ -33,6 +33,25 @@ CASES: list[tuple[str, str, dict[str, Any], bool]] = [
     ("hard_label", "hard_label", {}, False),
     ("label_ce", "label_ce", {}, False),
     ("label_ce of mixed labels", "label_ce", {}, True),
+    ("kl of standardised logits", "kl", {"standardise": True}, False),
+    ("reverse_kl of standardised logits", "reverse_kl", {"standardise": True}, False),
+    ("js of standardised logits", "js", {"standardise": True}, False),
+    ("logit_huber", "logit_huber", {}, False),
+    ("sampled_label", "sampled_label", {}, False),
+    ("dkd", "dkd", {}, False),
+    ("dkd of standardised logits", "dkd", {"standardise": True, "temperature": 2.0}, False),
+    ("dkd of labels", "dkd", {"label": "true", "beta": 2.0}, False),
+    ("dist", "dist", {}, False),
+    ("dist at 4", "dist", {"temperature": 4.0}, False),
+    ("sp", "sp", {}, False),
+    ("pkt", "pkt", {}, False),
+    ("cc", "cc", {}, False),
+    ("cka", "cka", {}, False),
+    ("fkd", "fkd", {}, False),
+    ("fkd of two teachers", "fkd", {"teacher": ("vector", "maps")}, False),
+    ("rkd_distance", "rkd_distance", {}, False),
+    ("rkd_angle", "rkd_angle", {}, False),
+    ("relation", "relation", {}, False),
     ("features", "features", {"pairs": (("vector", "vector"),)}, False),
     ("features by l1", "features", {"pairs": (("maps", "maps"), ("vector", "vector")), "distance": "l1"}, False),
     ("features by cosine", "features", {"pairs": (("vector", "vector"),), "distance": "cosine"}, False),
@@ -43,9 +62,17 @@ CASES: list[tuple[str, str, dict[str, Any], bool]] = [
     ("class_gradient of mixed labels", "class_gradient", {"of": "label"}, True),
 ]
 EVERY = pytest.mark.parametrize(("name", "options", "soft"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
-DIVERGENCES = {"kl", "reverse_kl", "js", "logit_mse", "logit_l1", "jacobian"}  # zero where the models agree
+RELATIONS = {"sp", "pkt", "cc", "cka", "fkd", "rkd_distance", "rkd_angle", "relation"}  # read features
+COUPLED = {*RELATIONS, "dist"}  # a row's value depends on the others
+ALONE = pytest.mark.parametrize(
+    ("name", "options", "soft"),
+    [c[1:] for c in CASES if c[1] not in {*COUPLED, "sampled_label"}],  # whose draws belong to places, not to rows
+    ids=[c[0] for c in CASES if c[1] not in {*COUPLED, "sampled_label"}],
+)
+DIVERGENCES = {"kl", "reverse_kl", "js", "logit_mse", "logit_l1", "logit_huber", "dkd", "jacobian", *COUPLED}
+"""Zero where the models agree."""
 SLOPES = {"jacobian", "class_gradient"}  # differ in the slopes in x, not in the logits
-FEATURES = {"features", "attention"}  # read what is tapped, not the logits
+FEATURES = {"features", "attention", *RELATIONS}  # read what is tapped, not the logits
 EXTREMES = torch.tensor([[1e4, -1e4, 0.0, 0.0, 0.0], [-1e4, 1e4, 0.0, 1e4, -1e4], [0.0] * 5, [1e4] * 5])
 
 
@@ -56,7 +83,7 @@ def batch(soft: bool = False, rows: Tensor | None = None) -> Batch:
 
 def answers(values: Tensor, given: Batch) -> Outputs:
     """Logits and features of these values; where x has a gradient, logits of which they are the slopes instead."""
-    features = {"vector": values, "maps": values[:, None, None, :]}
+    features = {"penultimate": values, "vector": values, "maps": values[:, None, None, :]}
     if not given.x.requires_grad:
         return Outputs(values, features)
     weighed = values * given.x.flatten(1)[:, : values.shape[1]]
@@ -84,10 +111,10 @@ def test_is_a_frozen_dataclass_that_declares_itself(name: str, options: dict[str
     assert type(loss).name == name
     assert type(loss).__dataclass_params__.frozen
     assert set(loss.needs) == {"student", "teacher"}
-    assert loss.coupled is False
+    assert loss.coupled is (name in COUPLED)
     assert loss.input_grad is (name in SLOPES)
     assert loss.uses_teacher is (name != "label_ce")
-    assert loss.scale == options.get("temperature", 1.0) ** 2
+    assert loss.scale == (1.0 if name == "sampled_label" else getattr(loss, "temperature", 1.0) ** 2)
     assert list(inspect.signature(loss).parameters) == ["student", "teacher", "batch"]
     for field in dataclasses.fields(loss):
         assert f"{field.name}:" in (type(loss).__doc__ or "")
@@ -99,10 +126,16 @@ def test_one_finite_value_for_each_row(name: str, options: dict[str, Any], soft:
     assert values.shape == (N,)
     assert values.dtype == torch.float32
     assert values.isfinite().all()
-    assert values.std() > 1e-3  # rows differ, so an average spread over them would be seen
+    if name in RELATIONS:
+        assert torch.equal(values, values[:1].expand(N))
+        assert values[0] > 1e-3
+    else:
+        assert values.std() > 1e-3  # rows differ, so an average spread over them would be seen
 
 
-@EVERY
+@pytest.mark.parametrize(
+    ("name", "options", "soft"), [c[1:] for c in CASES if c[1] != "sampled_label"], ids=lambda case: str(case)
+)
 def test_permutes_with_the_rows(name: str, options: dict[str, Any], soft: bool) -> None:
     order = torch.tensor([4, 2, 0, 5, 1, 3])
     values = evaluate(name, options, STUDENT, TEACHER, batch(soft))
@@ -110,7 +143,7 @@ def test_permutes_with_the_rows(name: str, options: dict[str, Any], soft: bool) 
     torch.testing.assert_close(moved, values[order])
 
 
-@EVERY
+@ALONE
 def test_a_row_alone_equals_it_in_a_batch(name: str, options: dict[str, Any], soft: bool) -> None:
     values = evaluate(name, options, STUDENT, TEACHER, batch(soft))
     for row in range(N):
@@ -143,13 +176,15 @@ def test_is_finite_with_a_finite_gradient_at_extreme_logits(name: str, options: 
 def test_a_divergence_is_zero_for_equal_models_and_positive_otherwise(name: str) -> None:
     logits = torch.cat([TEACHER, EXTREMES])
     given = Batch(torch.zeros(len(logits), 1, 1, 1))
-    assert evaluate(name, {}, logits, logits.clone(), given).abs().max() < 1e-6
+    special: dict[str, dict[str, Any]] = {"fkd": {"regularise": 0.0}, "rkd_angle": {"rows": 20}}
+    options = special.get(name, {})
+    assert evaluate(name, options, logits, logits.clone(), given).abs().max() < 1e-6
     student = 2.0 * torch.randn(500, K, generator=torch.Generator().manual_seed(8))
     teacher = 2.0 * torch.randn(500, K, generator=torch.Generator().manual_seed(9))
-    assert evaluate(name, {}, student, teacher, Batch(torch.zeros(500, 1, 1, 1))).min() > 1e-4
+    assert evaluate(name, options, student, teacher, Batch(torch.zeros(500, 1, 1, 1))).min() > 1e-4
 
 
-@EVERY
+@ALONE
 def test_duplicating_the_batch_leaves_the_objective(name: str, options: dict[str, Any], soft: bool) -> None:
     objective = combine({"only": (0.7, find("loss", name, LOSSES)(**options))})
     twice = torch.arange(N).repeat(2)
@@ -161,7 +196,7 @@ def test_duplicating_the_batch_leaves_the_objective(name: str, options: dict[str
     torch.testing.assert_close(again, once)
 
 
-@EVERY
+@ALONE
 def test_the_gradient_reaches_the_student_in_its_rows_only(name: str, options: dict[str, Any], soft: bool) -> None:
     student = STUDENT.clone().requires_grad_(True)
     values = evaluate(name, options, student, TEACHER, batch(soft))

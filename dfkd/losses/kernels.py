@@ -1,0 +1,259 @@
+"""Relations between the rows of a batch, as one family: kernel x normalisation x diagonal x distance.
+
+no paper of its own; the members and their papers are in relations.py. Letters: n rows, d features, i, j, k rows. A
+member is a plain function of two sets of features too, which may differ in width: a loss and a metric alike.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["Diagonal", "Distance", "Family", "Kernel", "Normalise", "angle_bytes", "relate", "relation", "unit"]
+
+Kernel = Literal["gram", "centred_gram", "cosine", "gaussian", "distance", "angle"]
+Normalise = Literal["none", "row_l2", "row_sum", "frobenius", "correlation", "mean"]
+Diagonal = Literal["keep", "zero"]
+Distance = Literal["square", "kl", "inner", "huber"]
+
+_POSITIVE = ("cosine", "gaussian", "distance")  # kernels whose rows can be made to sum to 1
+_SIMILAR = ("gram", "centred_gram", "cosine", "gaussian")  # kernels whose diagonal is a row's likeness to itself
+_NOTHING = 1e-8  # beside a largest element of 1: rounding, not a direction
+_SAME = 1e-6  # likewise, for differences of rows
+
+
+@dataclass(frozen=True)
+class Family:
+    """One member.
+
+    kernel: `gram` <f_i, f_j>; `centred_gram`, of features whose mean over rows is taken off; `cosine` (1 + cos) / 2;
+    `gaussian` exp(-gamma |f_i - f_j|^2) of unit features, its series cut after the square; `distance`, Euclidean;
+    `angle`, the cosine of the angle that rows i and k make at row j. normalise: `none`; `row_l2`, each row's norm is 1;
+    `row_sum`, each row is a distribution; `frobenius`, the whole has norm 1; `correlation` k_ij / sqrt(k_ii k_jj);
+    `mean`, over the mean of what is not 0. diagonal: `keep`, or `zero`, a row beside itself does not count. distance:
+    `square`, mean of squared differences; `kl`, mean over rows of KL(teacher || student); `inner`, 1 - <a, b>; `huber`,
+    mean of Huber's function with delta 1. gamma: > 0, of `gaussian`. rows: >= 1, so many rows spread evenly over the
+    batch take part, None for all. max_bytes: > 0, what `angle` may take of memory.
+    """
+
+    kernel: Kernel
+    normalise: Normalise = "none"
+    diagonal: Diagonal = "keep"
+    distance: Distance = "square"
+    gamma: float = 0.4
+    rows: int | None = None
+    max_bytes: int = 2**30
+
+    def __post_init__(self) -> None:
+        named = {"kernel": Kernel, "normalise": Normalise, "diagonal": Diagonal, "distance": Distance}
+        for name, words in named.items():
+            if getattr(self, name) not in get_args(words):
+                found = getattr(self, name)
+                raise ValueError(f"{name}: expected one of {', '.join(get_args(words))}, found {found!r}")
+        if not 0.0 < self.gamma < math.inf:
+            raise ValueError(f"gamma: expected a number > 0, found {self.gamma!r}")
+        if self.rows is not None and self.rows < self.least:
+            raise ValueError(f"rows: expected an integer >= {self.least}, found {self.rows!r}")
+        if self.max_bytes < 1:
+            raise ValueError(f"max_bytes: expected an integer >= 1, found {self.max_bytes!r}")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """ValueError for parts that have no meaning together."""
+
+        def need(name: str, expected: Sequence[str], where: str) -> None:
+            if getattr(self, name) not in expected:
+                found = getattr(self, name)
+                raise ValueError(f"{name}: expected {' or '.join(expected)} with {where}, found {found!r}")
+
+        if self.kernel == "angle":
+            need("normalise", ("none",), "kernel angle")
+            need("diagonal", ("zero",), "kernel angle")
+            need("distance", ("huber", "square"), "kernel angle")
+        if self.normalise in ("row_sum", "mean"):
+            need("kernel", _POSITIVE, f"normalise {self.normalise}")
+        if self.normalise == "correlation":
+            need("kernel", _SIMILAR, "normalise correlation")
+        if self.distance == "kl":
+            need("normalise", ("row_sum",), "distance kl")
+        if self.distance == "inner":
+            need("normalise", ("frobenius",), "distance inner")
+
+    @property
+    def least(self) -> int:
+        """Rows without which nothing is counted."""
+        if self.kernel == "angle":
+            return 3
+        return 2 if self.diagonal == "zero" else 1
+
+
+def relation(student: Tensor, teacher: Tensor | Sequence[Tensor], family: Family, who: str = "relation") -> Tensor:
+    """Features (n, ...) of the student and of one teacher or several -> 0-d, zero where the relations agree.
+
+    Of several teachers the mean relation counts, whose gradient is the mean of theirs for all distances but `huber`.
+    """
+    teachers = [teacher] if isinstance(teacher, Tensor) else list(teacher)
+    n = student.shape[0]
+    for features in teachers:
+        if features.shape[0] != n:
+            raise ValueError(f"{who}: expected features of {n} rows from the teacher, found {features.shape[0]}")
+    if n < family.least:
+        raise ValueError(f"{who}: needs batches of at least {family.least} rows, found {n}")
+    if family.rows is not None and family.rows < n:
+        index = torch.arange(family.rows, device=student.device) * n // family.rows
+        student, teachers, n = student[index], [features[index] for features in teachers], family.rows
+    if family.kernel == "angle":
+        widths = [features[0].numel() for features in (student, *teachers)]
+        _require_memory(who, n, widths, student.element_size(), family.max_bytes)
+    ours = relate(student, family)
+    theirs = relate(teachers[0], family)
+    for features in teachers[1:]:
+        theirs = theirs + relate(features, family)
+    return _DISTANCES[family.distance](ours, theirs / len(teachers), _counted(n, family))
+
+
+def relate(features: Tensor, family: Family) -> Tensor:
+    """(n, ...) -> (n, n), for angles (n, n, n): the normalised relation, 0 where it does not count."""
+    f = features.reshape(features.shape[0], -1)
+    if family.kernel == "angle":
+        return _angles(f)
+    kernel = _kernel(f, family)
+    if family.normalise == "correlation":
+        return _without_diagonal(_correlation(kernel), family)
+    return _NORMALISED[family.normalise](_without_diagonal(kernel, family))
+
+
+# -- kernels -----------------------------------------------------------------------------------------------------------
+
+
+def unit(x: Tensor, dim: int | tuple[int, ...] = 1, nothing: float = _NOTHING) -> Tensor:
+    """x over its Euclidean norm along dim. What is shorter than `nothing` stays as it is: no slope without bound."""
+    square = x.square().sum(dim=dim, keepdim=True)
+    return x / torch.where(square > nothing**2, square, 1.0).sqrt()
+
+
+def scaled(x: Tensor) -> Tensor:
+    """x over its largest element, so that squares neither over- nor underflow: for what does not depend on scale."""
+    largest = x.detach().abs().amax()
+    return x / torch.where(largest > _NOTHING, largest, 1.0)
+
+
+def centred(f: Tensor) -> Tensor:
+    """Without the mean over rows. The centred Gram matrix H K H is the Gram matrix of these."""
+    return f - f.mean(dim=0)
+
+
+def _kernel(f: Tensor, family: Family) -> Tensor:
+    """(n, d) -> (n, n)."""
+    free = family.normalise != "none"  # every normalisation takes the scale of the features out
+    if family.kernel in ("gram", "centred_gram"):
+        f = centred(f) if family.kernel == "centred_gram" else f
+        f = scaled(f) if free else f
+        return f @ f.T
+    if family.kernel == "distance":
+        f = scaled(centred(f)) if free else f
+        # not by products of rows, where near rows cancel; its gradient at distance 0 is 0
+        return torch.cdist(f, f, compute_mode="donot_use_mm_for_euclid_dist")
+    f = unit(scaled(f))
+    cosine = f @ f.T
+    if family.kernel == "cosine":
+        return (0.5 + 0.5 * cosine).clamp_min(1e-7)  # opposite rows, so that a log of it is finite
+    twice = 2.0 * family.gamma
+    return math.exp(-twice) * (1.0 + twice * cosine + (twice * cosine).square() / 2.0)
+
+
+def _angles(f: Tensor) -> Tensor:
+    """(n, d) -> (n, n, n): [j, i, k] is the cosine of the angle at row j; 0 where the three are not distinct."""
+    f = scaled(centred(f))
+    side = unit(f[None, :, :] - f[:, None, :], dim=2, nothing=_SAME)  # [j, i]: from row j to row i
+    cosine = side @ side.transpose(1, 2)
+    same = torch.eye(f.shape[0], dtype=torch.bool, device=f.device)
+    return cosine.masked_fill(same[:, :, None] | same[:, None, :] | same[None, :, :], 0.0)
+
+
+def angle_bytes(n: int, widths: Sequence[int], size: int = 4) -> int:
+    """Memory that the angles of n rows take at most: student's features first, then each teacher's.
+
+    For the student three sets of sides are kept or passed back, for a teacher two are there at a time; of cosines six.
+    """
+    sides = 3 * widths[0] + 2 * max(widths[1:], default=0)
+    return size * (6 * n**3 + sides * n**2)
+
+
+def _require_memory(who: str, n: int, widths: Sequence[int], size: int, allowed: int) -> None:
+    needed = angle_bytes(n, widths, size)
+    if needed <= allowed:
+        return
+    fits = max((m for m in range(3, n) if angle_bytes(m, widths, size) <= allowed), default=None)
+    instead = "raise max_bytes" if fits is None else f"set rows={fits} to take so many rows, or raise max_bytes"
+    raise ValueError(f"{who}: the angles of {n} rows need {needed} bytes, more than max_bytes={allowed}; {instead}")
+
+
+# -- normalisations, diagonals and distances ---------------------------------------------------------------------------
+
+
+def _correlation(kernel: Tensor) -> Tensor:
+    own = kernel.diagonal()
+    inverse = torch.where(own > _NOTHING**2, own, 1.0).rsqrt()
+    return kernel * inverse[:, None] * inverse[None, :]
+
+
+def _row_sum(kernel: Tensor) -> Tensor:
+    total = kernel.sum(dim=1, keepdim=True)
+    return kernel / torch.where(total > _NOTHING, total, 1.0)
+
+
+def _over_mean(kernel: Tensor) -> Tensor:
+    there = (kernel > 0.0).sum()
+    mean = kernel.sum() / there.clamp_min(1)
+    return kernel / torch.where(there > 0, mean, 1.0)
+
+
+def _without_diagonal(kernel: Tensor, family: Family) -> Tensor:
+    if family.diagonal == "keep":
+        return kernel
+    return kernel.masked_fill(torch.eye(kernel.shape[0], dtype=torch.bool, device=kernel.device), 0.0)
+
+
+def _counted(n: int, family: Family) -> tuple[int, int]:
+    """(rows, pairs or triples) that a mean is over."""
+    if family.kernel == "angle":
+        return n, n * (n - 1) * (n - 2)
+    return n, n * (n - 1) if family.diagonal == "zero" else n * n
+
+
+def _square(ours: Tensor, theirs: Tensor, counted: tuple[int, int]) -> Tensor:
+    return (ours - theirs).square().sum() / counted[1]
+
+
+def _huber(ours: Tensor, theirs: Tensor, counted: tuple[int, int]) -> Tensor:
+    return functional.huber_loss(ours, theirs, reduction="sum") / counted[1]
+
+
+def _kl(ours: Tensor, theirs: Tensor, counted: tuple[int, int]) -> Tensor:
+    p, q = theirs.clamp_min(1e-12), ours.clamp_min(1e-12)
+    return (theirs * (p / q).log()).sum() / counted[0]
+
+
+def _inner(ours: Tensor, theirs: Tensor, counted: tuple[int, int]) -> Tensor:
+    del counted  # a single number for the whole
+    return 0.5 * (ours - theirs).square().sum()  # 1 - <a, b> of unit a and b, without its cancellation
+
+
+_NORMALISED: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda kernel: kernel,
+    "row_l2": unit,
+    "row_sum": _row_sum,
+    "frobenius": lambda kernel: unit(kernel, dim=(0, 1)),
+    "mean": _over_mean,
+}
+_DISTANCES: dict[str, Callable[[Tensor, Tensor, Any], Tensor]] = {
+    "square": _square,
+    "kl": _kl,
+    "inner": _inner,
+    "huber": _huber,
+}

@@ -1,0 +1,340 @@
+"""How similar the rows of a batch are to one another, in the student and in the teacher.
+
+no paper of its own: each class names one. Each is a member of the family in kernels.py, on the features of any module
+(widths may differ), as a plain function `sp(student_features, teacher_features)` and as a loss. The value belongs to
+the batch: every row gets it. Changed for all: roots and logarithms have a slope at zero, and features are brought to a
+scale where squares do not overflow, which the relation does not see. A row without any features is like no other.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from dfkd.losses.kernels import Diagonal, Distance, Family, Kernel, Normalise, relation
+from dfkd.problem import PENULTIMATE, Problem
+from dfkd.types import Batch, Outputs
+
+__all__ = [
+    "CC",
+    "CKA",
+    "FKD",
+    "PKT",
+    "SP",
+    "Relation",
+    "cc",
+    "cka",
+    "fkd",
+    "pkt",
+    "sp",
+]
+
+Teachers = Tensor | Sequence[Tensor]
+Paths = str | tuple[str, ...]
+
+_SP = Family("gram", "row_l2", "keep", "square")
+_PKT = Family("cosine", "row_sum", "keep", "kl")
+_CKA = Family("centred_gram", "frobenius", "keep", "inner")
+_FKD = Family("gram", "correlation", "zero", "square")
+
+
+def _gaussian(gamma: float) -> Family:
+    return Family("gaussian", "none", "keep", "square", gamma=gamma)
+
+
+# -- as plain functions: features (n, ...) of the student and of one teacher or several -> 0-d -------------------------
+
+
+def sp(student: Tensor, teacher: Teachers) -> Tensor:
+    """Mean over all pairs of the squared difference of Gram matrices whose rows have norm 1."""
+    return relation(student, teacher, _SP, "sp")
+
+
+def pkt(student: Tensor, teacher: Teachers) -> Tensor:
+    """Mean over rows of KL(teacher || student) of the distributions that (1 + cos) / 2 makes over the rows, in nats."""
+    return relation(student, teacher, _PKT, "pkt")
+
+
+def cc(student: Tensor, teacher: Teachers, gamma: float = 0.4) -> Tensor:
+    """Mean over all pairs of the squared difference of Gaussian kernels of unit features."""
+    return relation(student, teacher, _gaussian(gamma), "cc")
+
+
+def cka(student: Tensor, teacher: Teachers) -> Tensor:
+    """1 - linear CKA, in [0, 1]."""
+    return relation(student, teacher, _CKA, "cka")
+
+
+def fkd(student: Tensor, teacher: Teachers, regularise: float = 0.0) -> Tensor:
+    """Mean over pairs i != j of the squared difference of correlations; + regularise x mean |h_i|^2 of the student."""
+    value = relation(student, teacher, _FKD, "fkd")
+    if regularise == 0.0:
+        return value
+    return value + regularise * student.reshape(student.shape[0], -1).square().sum(dim=1).mean()
+
+
+# -- as losses ---------------------------------------------------------------------------------------------------------
+
+
+def tapped(student: str, teacher: Paths) -> Mapping[str, tuple[str, ...]]:
+    """What a loss on these module paths needs."""
+    return {"student": (student,), "teacher": (teacher,) if isinstance(teacher, str) else tuple(teacher)}
+
+
+def check_taps(needs: Mapping[str, tuple[str, ...]], problem: Problem) -> None:
+    """ValueError with the nearest path for one that a model does not have."""
+    for probe, paths in ((problem.student, needs["student"]), (problem.teacher, needs["teacher"])):
+        with probe.taps(*paths):
+            pass
+
+
+def features_of(
+    who: str, needs: Mapping[str, tuple[str, ...]], student: Outputs, teacher: Outputs
+) -> tuple[Tensor, list[Tensor]]:
+    """The student's features, and each teacher's."""
+    for name, outputs in (("student", student), ("teacher", teacher)):
+        for path in needs[name]:
+            if path not in outputs.features:
+                raise ValueError(f"{who}: needs the {name}'s features at {path!r}, found answers without them")
+    return student.features[needs["student"][0]], [teacher.features[path] for path in needs["teacher"]]
+
+
+def require_paths(student: str, teacher: Paths) -> None:
+    if not student:
+        raise ValueError(f"student: expected a module path, found {student!r}")
+    if not teacher or (not isinstance(teacher, str) and not all(teacher)):
+        raise ValueError(f"teacher: expected a module path or several, found {teacher!r}")
+
+
+@dataclass(frozen=True)
+class SP:
+    """Which rows are similar: Gram matrices with rows of norm 1, mean squared difference. Published weight: 3000.
+
+    Tung, Mori: Similarity-Preserving Knowledge Distillation. ICCV 2019. arXiv:1907.09682.
+
+    student: the path of the module whose features are compared. teacher: likewise; of several paths (the members of an
+    ensemble) the mean relation counts. Theirs: maps of the last stage.
+    """
+
+    student: str = PENULTIMATE
+    teacher: Paths = PENULTIMATE
+    name: ClassVar[str] = "sp"
+    input_grad: ClassVar[bool] = False
+    coupled: ClassVar[bool] = True
+    uses_teacher: ClassVar[bool] = True
+    scale: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        require_paths(self.student, self.teacher)
+
+    @property
+    def needs(self) -> Mapping[str, tuple[str, ...]]:
+        return tapped(self.student, self.teacher)
+
+    def init(self, problem: Problem, seed: int) -> nn.Module | None:
+        del seed  # nothing to train beside the student
+        check_taps(self.needs, problem)
+        return None
+
+    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
+        ours, theirs = features_of(self.name, self.needs, student, teacher)
+        return sp(ours, theirs).expand(len(batch))
+
+
+@dataclass(frozen=True)
+class PKT:
+    """Whom a row would choose as its neighbour, the more the smaller their angle; KL in nats, mean over rows.
+
+    Passalis, Tefas: Learning Deep Representations with Probabilistic Knowledge Transfer. ECCV 2018. arXiv:1803.10837.
+
+    student: the path of the module whose features are compared. teacher: likewise; of several paths (the members of an
+    ensemble) the mean relation counts.
+    """
+
+    student: str = PENULTIMATE
+    teacher: Paths = PENULTIMATE
+    name: ClassVar[str] = "pkt"
+    input_grad: ClassVar[bool] = False
+    coupled: ClassVar[bool] = True
+    uses_teacher: ClassVar[bool] = True
+    scale: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        require_paths(self.student, self.teacher)
+
+    @property
+    def needs(self) -> Mapping[str, tuple[str, ...]]:
+        return tapped(self.student, self.teacher)
+
+    def init(self, problem: Problem, seed: int) -> nn.Module | None:
+        del seed  # nothing to train beside the student
+        check_taps(self.needs, problem)
+        return None
+
+    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
+        ours, theirs = features_of(self.name, self.needs, student, teacher)
+        return pkt(ours, theirs).expand(len(batch))
+
+
+@dataclass(frozen=True)
+class CC:
+    """Gaussian kernels of unit features, their series cut after the square; mean squared difference.
+
+    Peng, Jin, Liu, Zhou, Wu, Liu, Zhang, Li: Correlation Congruence for Knowledge Distillation. ICCV 2019.
+    arXiv:1904.01802.
+
+    student: the path of the module whose features are compared. teacher: likewise; of several paths (the members of an
+    ensemble) the mean relation counts. gamma: of exp(-gamma |f_i - f_j|^2), > 0.
+    """
+
+    student: str = PENULTIMATE
+    teacher: Paths = PENULTIMATE
+    gamma: float = 0.4
+    name: ClassVar[str] = "cc"
+    input_grad: ClassVar[bool] = False
+    coupled: ClassVar[bool] = True
+    uses_teacher: ClassVar[bool] = True
+    scale: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        require_paths(self.student, self.teacher)
+        _gaussian(self.gamma)  # refuses what is out of range
+
+    @property
+    def needs(self) -> Mapping[str, tuple[str, ...]]:
+        return tapped(self.student, self.teacher)
+
+    def init(self, problem: Problem, seed: int) -> nn.Module | None:
+        del seed  # nothing to train beside the student
+        check_taps(self.needs, problem)
+        return None
+
+    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
+        ours, theirs = features_of(self.name, self.needs, student, teacher)
+        return cc(ours, theirs, self.gamma).expand(len(batch))
+
+
+@dataclass(frozen=True)
+class CKA:
+    """1 - linear centred kernel alignment, in [0, 1]: blind to rotations and the scale of the features.
+
+    Kornblith, Norouzi, Lee, Hinton: Similarity of Neural Network Representations Revisited. ICML 2019.
+    arXiv:1905.00414.
+
+    student: the path of the module whose features are compared. teacher: likewise; of several paths (the members of an
+    ensemble) the mean relation counts.
+    """
+
+    student: str = PENULTIMATE
+    teacher: Paths = PENULTIMATE
+    name: ClassVar[str] = "cka"
+    input_grad: ClassVar[bool] = False
+    coupled: ClassVar[bool] = True
+    uses_teacher: ClassVar[bool] = True
+    scale: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        require_paths(self.student, self.teacher)
+
+    @property
+    def needs(self) -> Mapping[str, tuple[str, ...]]:
+        return tapped(self.student, self.teacher)
+
+    def init(self, problem: Problem, seed: int) -> nn.Module | None:
+        del seed  # nothing to train beside the student
+        check_taps(self.needs, problem)
+        return None
+
+    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
+        ours, theirs = features_of(self.name, self.needs, student, teacher)
+        return cka(ours, theirs).expand(len(batch))
+
+
+@dataclass(frozen=True)
+class FKD:
+    """Correlations of the features of two rows, a row with itself left out; mean squared difference.
+
+    He, Ozay: Feature Kernel Distillation. ICLR 2022. openreview:tBIQEvApZK5. Their total has a term on labels: without
+    labels add one on responses, or the classifier learns nothing. A weight to start from: 300.
+
+    student: the path of the module whose features are compared. teacher: likewise; of several paths (the members of an
+    ensemble) the mean relation counts. Theirs: penultimate features. regularise: >= 0, times the mean over rows of the
+    student's squared feature norm; relative to the loss, so that 0.01 beside a weight of 300 is 0.01 / 300.
+    """
+
+    student: str = PENULTIMATE
+    teacher: Paths = PENULTIMATE
+    regularise: float = 0.01 / 300
+    name: ClassVar[str] = "fkd"
+    input_grad: ClassVar[bool] = False
+    coupled: ClassVar[bool] = True
+    uses_teacher: ClassVar[bool] = True
+    scale: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        require_paths(self.student, self.teacher)
+        if not 0.0 <= self.regularise < math.inf:
+            raise ValueError(f"regularise: expected a number >= 0, found {self.regularise!r}")
+
+    @property
+    def needs(self) -> Mapping[str, tuple[str, ...]]:
+        return tapped(self.student, self.teacher)
+
+    def init(self, problem: Problem, seed: int) -> nn.Module | None:
+        del seed  # nothing to train beside the student
+        check_taps(self.needs, problem)
+        return None
+
+    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
+        ours, theirs = features_of(self.name, self.needs, student, teacher)
+        return fkd(ours, theirs, self.regularise).expand(len(batch))
+
+
+@dataclass(frozen=True)
+class Relation:
+    """Any member of the family: kernel x normalisation x diagonal x distance. no paper of its own.
+
+    student: the path of the module whose features are compared. teacher: likewise; of several paths (the members of an
+    ensemble) the mean relation counts. kernel: gram, centred_gram, cosine, gaussian, distance or angle. normalise:
+    none, row_l2, row_sum, frobenius, correlation or mean. diagonal: keep or zero. distance: square, kl, inner or huber.
+    gamma: of the gaussian kernel. rows: so many, spread evenly over the batch, take part, null for all. max_bytes: a
+    batch whose angles need more memory is refused.
+    """
+
+    student: str = PENULTIMATE
+    teacher: Paths = PENULTIMATE
+    kernel: Kernel = "gram"
+    normalise: Normalise = "correlation"
+    diagonal: Diagonal = "zero"
+    distance: Distance = "square"
+    gamma: float = 0.4
+    rows: int | None = None
+    max_bytes: int = 2**30
+    name: ClassVar[str] = "relation"
+    input_grad: ClassVar[bool] = False
+    coupled: ClassVar[bool] = True
+    uses_teacher: ClassVar[bool] = True
+    scale: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        require_paths(self.student, self.teacher)
+        _ = self.family  # refuses what has no meaning together
+
+    @property
+    def family(self) -> Family:
+        return Family(self.kernel, self.normalise, self.diagonal, self.distance, self.gamma, self.rows, self.max_bytes)
+
+    @property
+    def needs(self) -> Mapping[str, tuple[str, ...]]:
+        return tapped(self.student, self.teacher)
+
+    def init(self, problem: Problem, seed: int) -> nn.Module | None:
+        del seed  # nothing to train beside the student
+        check_taps(self.needs, problem)
+        return None
+
+    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
+        ours, theirs = features_of(self.name, self.needs, student, teacher)
+        return relation(ours, theirs, self.family, self.name).expand(len(batch))
