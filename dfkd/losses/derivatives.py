@@ -207,15 +207,19 @@ def _require_slopes(problem: Problem, who: str) -> None:
     except UnsupportedProblem as error:
         raise UnsupportedProblem(f"{error}; {instead}") from None
     student, spec = problem.student, problem.spec
-    weights = [p for p in student.module.parameters() if p.requires_grad]
+    before = [(weight, weight.grad) for weight in student.module.parameters()]
     try:
         with student.uncounted(), torch.enable_grad():
             x = torch.full((2, *spec.shape), spec.middle, device=problem.device, requires_grad=True)
             logits = student(x).logits
             found = slope(logits, x, torch.ones_like(logits), learn=True)
-            torch.autograd.grad(found.square().sum(), weights, allow_unused=True)
+            # along every path: one towards the weights alone would pass by a part that refuses
+            found.square().sum().backward()
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UnsupportedProblem(
             f"{who}: needs a student that can be differentiated in x and then in its weights: {reason}; {instead}"
         ) from error
+    finally:
+        for weight, grad in before:
+            weight.grad = grad
