@@ -136,10 +136,10 @@ def unit(x: Tensor, dim: int | tuple[int, ...] = 1, nothing: float = _NOTHING) -
     return x / torch.where(square > nothing**2, square, 1.0).sqrt()
 
 
-def scaled(x: Tensor) -> Tensor:
+def scaled(x: Tensor, nothing: float = _NOTHING) -> Tensor:
     """x over its largest element, so that squares neither over- nor underflow: for what does not depend on scale."""
     largest = x.detach().abs().amax()
-    return x / torch.where(largest > _NOTHING, largest, 1.0)
+    return x / torch.where(largest > nothing, largest, 1.0)
 
 
 def centred(f: Tensor) -> Tensor:
@@ -147,15 +147,22 @@ def centred(f: Tensor) -> Tensor:
     return f - f.mean(dim=0)
 
 
+def centred_and_scaled(f: Tensor) -> Tensor:
+    """Likewise at largest element 1, unless all rows are equal but for rounding."""
+    return scaled(centred(scaled(f)), _SAME)
+
+
 def _kernel(f: Tensor, family: Family) -> Tensor:
     """(n, d) -> (n, n)."""
     free = family.normalise != "none"  # every normalisation takes the scale of the features out
     if family.kernel in ("gram", "centred_gram"):
-        f = centred(f) if family.kernel == "centred_gram" else f
-        f = scaled(f) if free else f
+        if family.kernel == "centred_gram":
+            f = centred_and_scaled(f) if free else centred(f)
+        elif free:
+            f = scaled(f)
         return f @ f.T
     if family.kernel == "distance":
-        f = scaled(centred(f)) if free else f
+        f = centred_and_scaled(f) if free else f
         # not by products of rows, where near rows cancel; its gradient at distance 0 is 0
         return torch.cdist(f, f, compute_mode="donot_use_mm_for_euclid_dist")
     f = unit(scaled(f))
@@ -168,7 +175,7 @@ def _kernel(f: Tensor, family: Family) -> Tensor:
 
 def _angles(f: Tensor) -> Tensor:
     """(n, d) -> (n, n, n): [j, i, k] is the cosine of the angle at row j; 0 where the three are not distinct."""
-    f = scaled(centred(f))
+    f = centred_and_scaled(f)
     side = unit(f[None, :, :] - f[:, None, :], dim=2, nothing=_SAME)  # [j, i]: from row j to row i
     cosine = side @ side.transpose(1, 2)
     same = torch.eye(f.shape[0], dtype=torch.bool, device=f.device)
@@ -178,9 +185,10 @@ def _angles(f: Tensor) -> Tensor:
 def angle_bytes(n: int, widths: Sequence[int], size: int = 4) -> int:
     """Memory that the angles of n rows take at most: student's features first, then each teacher's.
 
-    For the student three sets of sides are kept or passed back, for a teacher two are there at a time; of cosines six.
+    Of cosines six sets are there at a time. Of sides nine of the student's while its gradient is taken, or before that
+    two of them and three of a teacher's.
     """
-    sides = 3 * widths[0] + 2 * max(widths[1:], default=0)
+    sides = max(9 * widths[0], 2 * widths[0] + 3 * max(widths[1:], default=0))
     return size * (6 * n**3 + sides * n**2)
 
 
