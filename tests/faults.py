@@ -80,6 +80,44 @@ FAULTS = (
         (f"{COMBINE}::test_weights_and_scales_by_hand",),
     ),
     Fault(
+        "features summed over their elements",
+        "dfkd/losses/features.py",
+        "return values.flatten(1).mean(dim=1)",
+        "return values.flatten(1).sum(dim=1)",
+        ("tests/dfkd/losses/test_features.py::test_distances_equal_their_definitions",),
+    ),
+    Fault(
+        "squares of large maps overflow",
+        "dfkd/losses/attention.py",
+        "maps / where(zero, 1.0, largest)",
+        "maps",
+        (
+            "tests/dfkd/losses/test_attention.py::"
+            "test_knows_neither_scale_nor_sign_nor_the_order_of_channels_and_is_zero_for_equal_maps",
+        ),
+    ),
+    Fault(
+        "directions of slopes begin anew after an interruption",
+        "dfkd/losses/derivatives.py",
+        "        self._stream.load_state_dict(state)",
+        "        del state",
+        ("tests/dfkd/losses/test_in_runs.py::test_interrupted_equals_uninterrupted",),
+    ),
+    Fault(
+        "slopes of the student as it learns, not as it will be used",
+        "dfkd/losses/derivatives.py",
+        'if self._loss.student_mode == "eval":',
+        "if False:",
+        ("tests/dfkd/losses/test_derivatives.py::test_the_student_is_asked_as_it_will_be_used_or_as_it_learns",),
+    ),
+    Fault(
+        "a tap shares its memory with what comes next",
+        "dfkd/problem.py",
+        "output.clone() if isinstance(output, Tensor) else output",
+        "output",
+        (f"{PROBLEM}::test_a_tap_is_not_changed_by_what_comes_next_in_place",),
+    ),
+    Fault(
         "sum over rows for their mean",
         "dfkd/losses/combine.py",
         "mean = values.mean() if weight is None",

@@ -109,6 +109,9 @@ def test_what_is_saved_has_adapters_and_streams(tmp_path: Path) -> None:
         "features.adapters.0.bias",
     }
     assert adapters["jacobian._extra_state"]["step"] == 3
+    run("all", tmp_path / "shorter", steps=1)
+    less = saved(tmp_path / "shorter")["adapters"]
+    assert not torch.equal(less["features.adapters.0.weight"], adapters["features.adapters.0.weight"])  # it is trained
     first = config.objective(OBJECTIVES["all"]).init(run("all", steps=1).problem, 0)["features"]
     assert adapters["features.adapters.0.weight"].shape == first.adapters[0].weight.shape == (3, 4, 1, 1)  # type: ignore[union-attr, index]
 
