@@ -197,7 +197,7 @@ def _require_memory(who: str, n: int, widths: Sequence[int], size: int, allowed:
     if needed <= allowed:
         return
     fits = max((m for m in range(3, n) if angle_bytes(m, widths, size) <= allowed), default=None)
-    instead = "raise max_bytes" if fits is None else f"set rows={fits} to take so many rows, or raise max_bytes"
+    instead = "raise max_bytes" if fits is None else f"set rows={fits} to compare so many of them, or raise max_bytes"
     raise ValueError(f"{who}: the angles of {n} rows need {needed} bytes, more than max_bytes={allowed}; {instead}")
 
 

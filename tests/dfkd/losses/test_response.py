@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from dfkd.interfaces import Loss
 from dfkd.losses import (
     KL,
     HardLabel,
     JensenShannon,
     LabelCrossEntropy,
+    LogitHuber,
     LogitL1,
     LogitMSE,
     ReverseKL,
@@ -19,6 +21,7 @@ from dfkd.losses import (
     js_nats,
     kl_nats,
     reverse_kl_nats,
+    standardised,
 )
 from dfkd.types import Batch, Outputs
 
@@ -138,6 +141,72 @@ def test_the_gradient_of_the_softened_divergence() -> None:
     limit = (difference - difference.mean(dim=1, keepdim=True)) / (K * N)
     torch.testing.assert_close(slope, limit, rtol=0.05, atol=2e-4)
     assert limit.abs().max() > 0.05  # far above the tolerance
+
+
+def test_at_high_temperature_values_and_slopes_are_those_of_centred_squared_logits() -> None:
+    """temperature^2 KL tends to the sum of squares of the centred logit difference over 2 k."""
+    student, teacher = STUDENT.double().requires_grad_(True), TEACHER.double()
+    difference = student - teacher
+    limit = (difference - difference.mean(dim=1, keepdim=True)).square().sum(dim=1) / (2 * K)
+    (expected,) = torch.autograd.grad(limit.sum(), student, retain_graph=True)
+    assert limit.min() > 0.1
+    for loss in (KL(1e4), ReverseKL(1e4)):
+        values = loss.scale * loss(Outputs(student), Outputs(teacher), EMPTY)
+        torch.testing.assert_close(values, limit, rtol=2e-3, atol=0.0)
+        (slope,) = torch.autograd.grad(values.sum(), student)
+        torch.testing.assert_close(slope, expected, rtol=2e-3, atol=2e-4)
+    quarter = JensenShannon(1e4)
+    values = quarter.scale * quarter(Outputs(student), Outputs(teacher), EMPTY)
+    torch.testing.assert_close(values, limit / 4.0, rtol=2e-3, atol=0.0)
+
+
+def test_huber_is_half_the_square_up_to_delta_and_a_line_beyond() -> None:
+    for delta in (0.5, 1.0, 3.0):
+        slow = []
+        for s, t in zip(STUDENT.tolist(), TEACHER.tolist(), strict=True):
+            apart = [abs(a - b) for a, b in zip(s, t, strict=True)]
+            slow.append(sum(0.5 * d * d if d <= delta else delta * (d - 0.5 * delta) for d in apart))
+        found = LogitHuber(delta)(Outputs(STUDENT), Outputs(TEACHER), EMPTY)
+        torch.testing.assert_close(found, torch.tensor(slow))
+    wide = LogitHuber(1e6)(Outputs(STUDENT), Outputs(TEACHER), EMPTY)
+    torch.testing.assert_close(2.0 * wide, LogitMSE()(Outputs(STUDENT), Outputs(TEACHER), EMPTY))
+    for wrong in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="delta: expected a number > 0"):
+            LogitHuber(wrong)
+
+
+def test_standardised_logits_have_mean_0_and_deviation_1() -> None:
+    slow = []
+    for row in STUDENT.tolist():
+        mean = sum(row) / K
+        deviation = math.sqrt(sum((z - mean) ** 2 for z in row) / (K - 1))
+        slow.append([(z - mean) / (deviation + 1e-7) for z in row])
+    torch.testing.assert_close(standardised(STUDENT), torch.tensor(slow))
+    for loss in (KL, ReverseKL, JensenShannon):
+        plain = loss(2.0)(Outputs(torch.tensor(slow)), Outputs(standardised(TEACHER)), EMPTY)
+        found = loss(2.0, standardise=True)(Outputs(STUDENT), Outputs(TEACHER), EMPTY)
+        torch.testing.assert_close(found, plain)
+        moved = loss(2.0, standardise=True)(Outputs(7.0 * STUDENT - 3.0), Outputs(0.1 * TEACHER), EMPTY)
+        torch.testing.assert_close(moved, found)
+
+
+def test_an_equal_row_is_0_when_standardised_and_has_a_slope_with_a_bound() -> None:
+    flat = torch.full((2, K), 3.0, requires_grad=True)
+    assert standardised(flat).abs().max() == 0.0
+    loss = KL(standardise=True)(Outputs(flat), Outputs(TEACHER[:2]), Batch(EMPTY.x[:2]))
+    (slope,) = torch.autograd.grad(loss.sum(), flat)
+    assert loss.isfinite().all()
+    assert 0.0 < slope.abs().max() < 1.0
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+@pytest.mark.parametrize("loss", [KL, ReverseKL, JensenShannon])
+def test_the_gradient_is_that_of_finite_differences(loss: Callable[..., Loss], standardise: bool) -> None:
+    student, teacher = STUDENT.double().requires_grad_(True), Outputs(TEACHER.double())
+    made = loss(temperature=3.0, standardise=standardise)
+    assert torch.autograd.gradcheck(lambda s: made(Outputs(s), teacher, EMPTY), (student,))
+    huber = LogitHuber()
+    assert torch.autograd.gradcheck(lambda s: huber(Outputs(s), teacher, EMPTY), (student,))
 
 
 def test_the_temperature_is_squared_in_one_place_only() -> None:
