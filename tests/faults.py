@@ -464,8 +464,8 @@ FAULTS = (
     Fault(
         "the moving BatchNorm statistics with their shares swapped",
         "samplers/ingredients/batchnorm.py",
-        "mean=m * old[0] + (1 - m) * layer.mean",
-        "mean=(1 - m) * old[0] + m * layer.mean",
+        "given=(m * old[0] + (1 - m) * layer.mean",
+        "given=((1 - m) * old[0] + m * layer.mean",
         ("tests/samplers/ingredients/test_batchnorm.py::test_the_moving_form_equals_its_definition",),
     ),
 )
