@@ -192,6 +192,14 @@ def test_is_finite_with_a_finite_gradient_at_extremes(family: Family) -> None:
 
 
 @EVERY
+def test_squares_neither_overflow_nor_vanish_where_scale_is_normalised(family: Family) -> None:
+    if family.normalise == "none" and family.kernel in ("gram", "centred_gram", "distance"):
+        return  # what is not normalised is as large as it is
+    value = relation(1e15 * STUDENT, 1e-7 * TEACHER, family)
+    torch.testing.assert_close(value, relation(STUDENT, TEACHER, family), rtol=1e-3, atol=1e-7)
+
+
+@EVERY
 def test_rows_without_a_direction_have_a_slope_with_a_bound(family: Family) -> None:
     for kind in ("zeros", "equal rows"):
         student = rows_of(kind).requires_grad_(True)
