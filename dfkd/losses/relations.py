@@ -147,6 +147,8 @@ class SP:
 class PKT:
     """Whom a row would choose as its neighbour, the more the smaller their angle; KL in nats, mean over rows.
 
+    RepDistiller's weight of 30 000, of a mean over pairs, is 469 here at 64 rows.
+
     Passalis, Tefas: Learning Deep Representations with Probabilistic Knowledge Transfer. ECCV 2018. arXiv:1803.10837.
 
     student: the path of the module whose features are compared. teacher: likewise; of several paths (the members of an
