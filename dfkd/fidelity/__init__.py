@@ -11,7 +11,16 @@ from dfkd.fidelity.corruptions import CORRUPTIONS, corrupted, corrupted_column, 
 from dfkd.fidelity.diagnostics import DIAGNOSTICS, Diagnosis, LayerShift, diagnose
 from dfkd.fidelity.metrics import METRICS, Metric, calibration_error, metric, rowwise, score
 from dfkd.fidelity.recalibrate import SCORING, Scoring, recalibrated, scored_logits
-from dfkd.fidelity.statistics import Difference, Spread, Verdict, holm, leads, paired_difference, spread
+from dfkd.fidelity.statistics import (
+    Difference,
+    Spread,
+    Verdict,
+    detectable,
+    holm,
+    leads,
+    paired_difference,
+    spread,
+)
 from dfkd.fidelity.worst_case import worst_case, worst_case_column
 
 __all__ = [
@@ -30,6 +39,7 @@ __all__ = [
     "calibration_error",
     "corrupted",
     "corrupted_column",
+    "detectable",
     "diagnose",
     "draws_column",
     "holm",

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit  # type: ignore[import-untyped]
+from scipy.special import gammaincinv, ndtr, stdtr, stdtrit  # type: ignore[import-untyped]
 
 from dfkd.fidelity.variance import standard_errors
 
-__all__ = ["Difference", "Spread", "Verdict", "holm", "leads", "paired_difference", "spread"]
+__all__ = ["Difference", "Spread", "Verdict", "detectable", "holm", "leads", "paired_difference", "spread"]
 
 Rows = Mapping[int, NDArray[Any]]
 """One metric's value for each evaluation row (n,), by seed."""
@@ -105,6 +105,29 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty_like(found)
     adjusted[order] = np.minimum(stepped, 1.0)
     return [float(p) for p in adjusted]
+
+
+def detectable(error: float, freedom: float, *, level: float = 0.95, power: float = 0.8, comparisons: int = 1) -> float:
+    """The smallest true difference that is told from none in a share `power` of such experiments; in error's unit.
+
+    error: the standard error of a difference, freedom: its degrees of freedom. comparisons: of how many the chance of
+    any false claim is kept at 1 - level (each at its part of that, so what Holm's steps gain is left out). Cohen:
+    Statistical Power Analysis for the Behavioral Sciences. 1988, with Student's t: how far it must be shifted.
+    """
+    if not (error >= 0.0 and freedom > 0.0 and comparisons >= 1 and 0.0 < level < 1.0 and 0.0 < power < 1.0):
+        raise ValueError(
+            "detectable: expected error >= 0, freedom > 0, comparisons >= 1, level and power between 0 and 1, found "
+            f"{error!r}, {freedom!r}, {comparisons!r}, {level!r}, {power!r}"
+        )
+    threshold = -float(stdtrit(freedom, 0.5 * (1.0 - level) / comparisons))
+    # t > threshold where a normal number, shifted, is larger than threshold times the root of a chi-square over freedom
+    middles = (np.arange(4000) + 0.5) / 4000
+    hurdles = threshold * np.sqrt(2.0 * gammaincinv(0.5 * freedom, middles) / freedom)
+    low, high = 0.0, 10.0 + 4.0 * float(hurdles.max())
+    for _ in range(60):  # power rises with the shift
+        shift = 0.5 * (low + high)
+        low, high = (low, shift) if ndtr(shift - hurdles).mean() > power else (shift, high)
+    return error * high
 
 
 def leads(

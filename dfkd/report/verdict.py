@@ -97,6 +97,7 @@ def _lead(run: Run, where: str, free: list[str]) -> Markup:
     tied = [s for s in others if s in found.over and s not in found.ahead]
     nearest = found.over.get(others[0])
     interval = f" (95 % interval {_points(nearest.low)} to {_points(nearest.high)})" if nearest else ""
+    reach = _detectable(others[0], nearest, len(rows)) if nearest else Markup("")
     size = _against_spread(gap, cell.spread, second.spread)
     tail = Markup(" Not compared, for lack of the same seeds: {}.").format(listed(left_out)) if left_out else Markup("")
     method = "paired bootstrap over rows and seeds, Holm's correction over all pairs"
@@ -104,14 +105,24 @@ def _lead(run: Run, where: str, free: list[str]) -> Markup:
         return ahead + Markup("; it lacks some of the seeds, so no lead over it is claimed.")
     if not tied:
         claim = Markup("{}, {}. <strong>The lead over {} holds</strong> ({}).")
-        return ahead + claim.format(interval, size, _all(rows, len(left_out)), method) + tail
+        return ahead + claim.format(interval, size, _all(rows, len(left_out)), method) + reach + tail
     beaten = (
         Markup(" It is ahead beyond chance of {} only.").format(listed(list(found.ahead)))
         if found.ahead
         else Markup("")
     )
     claim = Markup("{}, {}. <strong>No lead over {} is supported</strong> ({}).")
-    return ahead + claim.format(interval, size, listed(tied), method) + beaten + tail
+    return ahead + claim.format(interval, size, listed(tied), method) + beaten + reach + tail
+
+
+def _detectable(second: str, difference: statistics.Difference, samplers: int) -> Markup:
+    """What could have been seen at all: without it, no lead reads like no difference."""
+    least = statistics.detectable(difference.error, difference.freedom, comparisons=samplers * (samplers - 1) // 2)
+    if not 0.0 < least < 1.0:
+        text = " With so few seeds no lead over {}, however large, would be found in four of five such comparisons."
+        return Markup(text).format(second) if least else Markup("")
+    text = " A lead over {} would have to be {} points to be found in four of five such comparisons."
+    return Markup(text).format(second, f"{100 * least:.1f}")
 
 
 def _all(rows: Mapping[str, Any], left_out: int) -> str:

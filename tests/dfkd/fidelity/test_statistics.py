@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.stats import ttest_1samp  # type: ignore[import-untyped]
+from scipy.stats import nct, t, ttest_1samp  # type: ignore[import-untyped]
 
-from dfkd.fidelity import holm, leads, paired_difference, spread
+from dfkd.fidelity import detectable, holm, leads, paired_difference, spread
 from dfkd.fidelity.variance import shared
 
 Array = NDArray[np.float64]
@@ -125,6 +125,28 @@ def test_without_any_spread() -> None:
     assert (tie.mean, tie.low, tie.high, tie.p_value) == (0.0, 0.0, 0.0, 1.0)
     sure = paired_difference(by_seed(ones), by_seed(0 * ones))
     assert (sure.low, sure.high, sure.p_value) == (1.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("freedom", [1.0, 2.0, 4.5, 300.0])
+@pytest.mark.parametrize("comparisons", [1, 10, 528])
+@pytest.mark.parametrize("power", [0.5, 0.8, 0.99])
+def test_what_is_detectable_is_detected_as_often_as_said(freedom: float, comparisons: int, power: float) -> None:
+    """Against scipy's noncentral t distribution."""
+    shift = detectable(1.0, freedom, power=power, comparisons=comparisons)
+    threshold = t.isf(0.025 / comparisons, freedom)
+    assert nct.sf(threshold, freedom, shift) == pytest.approx(power, abs=1e-3)
+
+
+def test_more_is_detectable_with_smaller_errors_and_more_seeds() -> None:
+    assert detectable(0.02, 4.0) == pytest.approx(2.0 * detectable(0.01, 4.0))
+    assert detectable(0.01, 8.0) < detectable(0.01, 2.0) < detectable(0.01, 2.0, comparisons=3)
+    # with many seeds: the usual 2.8 standard errors
+    assert detectable(1.0, 1e6) == pytest.approx(2.8016, abs=2e-3)
+    assert detectable(0.0, 2.0) == 0.0
+    with pytest.raises(ValueError, match="detectable: expected error >= 0, freedom > 0"):
+        detectable(-0.1, 2.0)
+    with pytest.raises(ValueError, match="level and power between 0 and 1"):
+        detectable(0.1, 2.0, power=1.0)
 
 
 def test_holm_by_hand() -> None:

@@ -1,6 +1,7 @@
 """The words under the title: a lead is claimed where there is one and nowhere else."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,14 @@ def test_a_lead_inside_the_spread_is_not_claimed(build: Build) -> None:
     assert "It is ahead beyond chance of uniform only" in said
     assert "no more than the larger spread" in said
     assert "holds" not in said
+    (least,) = re.findall(r"A lead over generative would have to be ([\d.]+) points to be found in four of five", said)
+    assert 0.5 < float(least) < 100.0  # the lead there is, half a point, was not found
+
+
+def test_two_seeds_of_many_samplers_can_find_nothing(build: Build) -> None:
+    scores = {"deep_inversion": 0.91, "generative": 0.905, "uniform": 0.5}
+    said = words(build(samplers=FREE, scores=scores, jitter=0.03, against=("generative",), diverged=(), seeds=(0, 1)))
+    assert "no lead over generative, however large, would be found in four of five" in said
 
 
 @pytest.mark.parametrize(
