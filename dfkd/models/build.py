@@ -15,8 +15,10 @@ from dfkd.types import InputSpec
 
 from .digits_cnn import digits_cnn
 from .lenet import lenet5
+from .quantised import quantised
 from .resnet import resnet
 from .resnet_cifar import resnet_cifar
+from .separable import separable as separated
 from .wrn import parse_wrn, wrn
 
 __all__ = ["MODELS", "SUMMARIES", "build", "import_function", "reference_of"]
@@ -65,11 +67,29 @@ SUMMARIES: dict[str, str] = {
 }
 
 
-def build(reference: str | Callable[..., nn.Module], spec: InputSpec, **options: Any) -> nn.Module:
+def build(
+    reference: str | Callable[..., nn.Module],
+    spec: InputSpec,
+    *,
+    separable: bool = False,
+    bits: int | None = None,
+    **options: Any,
+) -> nn.Module:
     """A fresh network for images of the spec. options: the builder's own, e.g. digits_cnn's width.
 
-    A function of the user's is given `spec` and `num_classes` where it has parameters of these names.
+    A function of the user's is given `spec` and `num_classes` where it has parameters of these names. For any network:
+    separable: its convolutions as depthwise ones and 1x1 mixes. bits: weights and activations rounded to so many in
+    the forward pass, 2 to 16, the first and last layer to 8 or more.
     """
+    if not isinstance(separable, bool):
+        raise ValueError(f"separable: expected true or false, found {separable!r}")
+    module = _built(reference, spec, options)
+    if separable:
+        module = separated(module)
+    return module if bits is None else quantised(module, bits)
+
+
+def _built(reference: str | Callable[..., nn.Module], spec: InputSpec, options: dict[str, Any]) -> nn.Module:
     if isinstance(reference, nn.Module):
         raise ValueError("model: expected a name or a function that builds a network, found a network")
     if not isinstance(reference, str):

@@ -10,12 +10,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from .quantised import INPUT_RANGE
+
 __all__ = ["METADATA", "METADATA_KEY", "fit", "read_metadata", "read_tensors"]
 
 METADATA_KEY = "dfkd"
 METADATA = ("reference", "options", "spec", "normalisation", "card")
 _WRAPPED_IN = ("state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
+# counters of BatchNorm are absent from older files and decide nothing; ranges are those of a quantised network, which
+# may start from a float one and finds them in its first batch
+_MAY_LACK = ("num_batches_tracked", INPUT_RANGE)
 _SHOWN = 3
 
 
@@ -53,8 +58,7 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
 def fit(module: nn.Module, tensors: Mapping[str, Tensor], where: Path, name: str) -> None:
     """Copies the tensors into the module; ValueError that names the first keys that do not fit."""
     expected = module.state_dict()
-    # counters of BatchNorm are absent from older files and decide nothing
-    missing = [k for k in expected if k not in tensors and not k.endswith("num_batches_tracked")]
+    missing = [k for k in expected if k not in tensors and not k.endswith(_MAY_LACK)]
     unexpected = [k for k in tensors if k not in expected]
     misshapen = [
         f"{key} (expected {tuple(expected[key].shape)}, found {tuple(value.shape)})"
