@@ -29,7 +29,8 @@ from dfkd.plan import Evaluation, Settings, run_folder
 from dfkd.problem import Probe, Problem, UnsupportedProblem
 from dfkd.results import Line, Summary
 from dfkd.rng import derive
-from dfkd.schemes.offline import make_problem, make_student
+from dfkd.schemes.offline import make_problem, make_student, make_trained
+from dfkd.schemes.together import Together
 from dfkd.scoring import score_seed
 from dfkd.types import InputSpec, as_device
 
@@ -75,7 +76,7 @@ class Comparison:
 
 def compare(
     teacher: nn.Module,
-    student: "str | StudentFactory | nn.Module",
+    student: "str | StudentFactory | nn.Module | Together",
     samplers: "Sequence[Sampler] | Mapping[str, Sampler]",
     *,
     data: "str | Dataset | None" = None,
@@ -100,11 +101,12 @@ def compare(
     """Trains one student per sampler and seed and scores all of them on the same inputs: the fidelity matrix.
 
     teacher: takes (n, c, h, w) pixels, returns (n, k) logits; the same for all, and fixed. student: a registry name,
-    `package.module:function`, a zero-argument factory, or a module to start from. samplers: a list, or a mapping from
-    labels. data: a source for `dfkd.data.load` or a Dataset; without it spec is needed and nothing is a test score.
-    control_teacher: an independently trained teacher; its students give the excess agreement. preset: whether recipes
-    that say how their authors trained the student have it trained so: objective, optimiser and batch. out: a folder;
-    the same settings continue it. ValueError for anything that does not fit together.
+    `package.module:function`, a zero-argument factory, or a module to start from; or one of them `Together` with a
+    scheme. samplers: a list, or a mapping from labels. data: a source for `dfkd.data.load` or a Dataset; without it
+    spec is needed and nothing is a test score. control_teacher: an independently trained teacher; its students give the
+    excess agreement. preset: whether recipes that say how their authors trained the student have it trained so:
+    objective, optimiser and batch. out: a folder; the same settings continue it. ValueError for anything that does not
+    fit together.
     """
     dataset = _dataset(data)
     spec = dataset.spec if dataset is not None and spec is None else spec
@@ -158,7 +160,7 @@ def _try(settings: Settings) -> None:
             f"spec: expected images {data.spec.shape} of {data.spec.num_classes} classes, as in {data.name}, "
             f"found {spec.shape} of {spec.num_classes}"
         )
-    student = make_student(settings.student, spec, 0)
+    student = make_trained(settings.student, spec, 0)
     problem = make_problem(settings.teacher, student, spec, device="cpu", precision=settings.precision)
     if settings.control_teacher is not None:
         Probe(settings.control_teacher, spec, name="control teacher").check()
@@ -198,13 +200,19 @@ def _describe(settings: Settings) -> dict[str, Any]:
     return {
         "teacher": type(settings.teacher).__name__,
         "control_teacher": None if settings.control_teacher is None else type(settings.control_teacher).__name__,
-        "student": settings.student if isinstance(settings.student, str) else "an object",
+        "student": _called(settings.student),
         "samplers": {label: repr(sampler) for label, sampler in settings.samplers.items()},
         "data": None if settings.data is None else settings.data.name,
         **{name: repr(getattr(settings, name)) for name in ("spec", "objective", "budget", "optimiser", "evaluate")},
         "seeds": list(settings.seeds),
         **plain,
     }
+
+
+def _called(student: Any) -> str:
+    if isinstance(student, Together):
+        return f"{_called(student.student)}, {student.scheme!r}"
+    return student if isinstance(student, str) else "an object"
 
 
 def run(settings: Settings, folder: Path, workers: int = 1, show_progress: bool = False) -> None:

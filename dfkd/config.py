@@ -21,7 +21,8 @@ from dfkd.interfaces import Sampler, default_label
 from dfkd.losses import Objective, combine
 from dfkd.naming import unknown
 from dfkd.plan import Evaluation, check_choices, check_plan
-from dfkd.registry import LOSSES, SAMPLERS, find
+from dfkd.registry import LOSSES, SAMPLERS, SCHEMES, find
+from dfkd.schemes.together import Scheme
 from dfkd.scout import Settings as ScoutSettings
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "parse",
     "read_settings",
     "sampler",
+    "scheme",
     "spelt_out",
     "words",
 ]
@@ -71,13 +73,20 @@ class TeacherConfig:
 class StudentConfig:
     """A student. model: a registry name or `package.module:function`; options: what it is built with.
 
-    weights and normalise: as for a teacher; given, they are where every student starts from.
+    weights and normalise: as for a teacher; given, they are where every student starts from. scheme: whom it is trained
+    together with, as {name: {option: value}}.
     """
 
     model: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     weights: Path | None = None
     normalise: Any = "auto"
+    # not written where there is none: folders that were begun before schemes were settings go on
+    scheme: Any = field(default=None, metadata={"unless": None})
+
+    def __post_init__(self) -> None:
+        if self.scheme is not None:
+            scheme(self.scheme)
 
 
 @dataclass(frozen=True)
@@ -303,6 +312,13 @@ def objective(spec: Mapping[str, Any]) -> Objective:
     return combine(terms)
 
 
+def scheme(spec: Any) -> Scheme:
+    """Whom a student is trained together with, from `name` or {name: {option: value}}."""
+    name, options = _named(spec, "scheme")
+    made: Scheme = parse(find("scheme", name, SCHEMES), options, f"scheme.{name}")
+    return made
+
+
 def _named(spec: Any, where: str) -> tuple[str, dict[str, Any]]:
     """`name` or {name: options} -> (name, options)."""
     if isinstance(spec, str):
@@ -418,7 +434,7 @@ def dump(settings: Any) -> Any:
         name = settings.name if known is cls else f"{cls.__module__}:{cls.__qualname__}"
         return {name: {f.name: dump(getattr(settings, f.name)) for f in dataclasses.fields(settings) if f.init}}  # type: ignore[arg-type]
     if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
-        return {f.name: dump(getattr(settings, f.name)) for f in dataclasses.fields(settings) if f.init}
+        return {f.name: dump(getattr(settings, f.name)) for f in dataclasses.fields(settings) if _written(f, settings)}
     if isinstance(settings, Mapping) and settings and all(isinstance(v, Sampler) for v in settings.values()):
         return [_with_label(label, dump(part)) for label, part in settings.items()]
     if isinstance(settings, Mapping):
@@ -428,6 +444,10 @@ def dump(settings: Any) -> Any:
     if isinstance(settings, Path):
         return str(settings)
     return settings
+
+
+def _written(f: "dataclasses.Field[Any]", settings: Any) -> bool:
+    return f.init and not ("unless" in f.metadata and getattr(settings, f.name) == f.metadata["unless"])
 
 
 def _with_label(label: str, dumped: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

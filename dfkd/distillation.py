@@ -29,14 +29,14 @@ def one_student(
     from dfkd.comparison import try_sampler
     from dfkd.fidelity.selfcheck import Signal, selfcheck
     from dfkd.schemes.offline import distill as run
-    from dfkd.schemes.offline import make_problem, make_student
+    from dfkd.schemes.offline import make_problem, make_trained
 
     sampler = config.sampler
     assert sampler is not None  # else there are several
     objective, optimiser, budget = configuration.objective(config.objective), config.optimiser, config.budget
     if config.preset:
         objective, optimiser, budget = as_published(sampler, spec, objective, optimiser, budget)
-    try_sampler(sampler, make_problem(teacher, make_student(student, spec, 0), spec, device="cpu"))
+    try_sampler(sampler, make_problem(teacher, make_trained(student, spec, 0), spec, device="cpu"))
     keep_manifest(out, manifest)
     distilled = run(
         teacher,

@@ -17,6 +17,7 @@ from dfkd.interfaces import Sampler, StudentFactory, preset_of
 from dfkd.losses import KL, Objective, combine
 from dfkd.naming import unknown
 from dfkd.rng import derive
+from dfkd.schemes.together import Together
 from dfkd.types import InputSpec
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Settings:
     """All that a run of a comparison needs, in another process too."""
 
     teacher: nn.Module
-    student: "str | StudentFactory | nn.Module"
+    student: "str | StudentFactory | nn.Module | Together"
     samplers: Mapping[str, Sampler]
     spec: InputSpec
     data: "Dataset | None" = None
@@ -160,8 +161,10 @@ def check_plan(settings: Any) -> None:
         raise unknown("worst_case_around", around, ["test", *settings.samplers])
 
 
-def reference_of(student: "str | StudentFactory | nn.Module") -> tuple[str | None, dict[str, Any]]:
+def reference_of(student: "str | StudentFactory | nn.Module | Together") -> tuple[str | None, dict[str, Any]]:
     """How `dfkd.load` builds a student again, and its options; (None, {}) where it needs `model=`."""
+    if isinstance(student, Together):
+        return reference_of(student.student)
     if isinstance(student, str):
         return student, {}
     if isinstance(student, partial) and student.func in (models.build, models.load_teacher):

@@ -5,7 +5,7 @@ from typing import Any
 
 from dfkd.naming import unknown
 
-__all__ = ["LOSSES", "SAMPLERS", "find"]
+__all__ = ["LOSSES", "SAMPLERS", "SCHEMES", "find"]
 
 SAMPLERS = {
     "real": "samplers.real:Real",
@@ -68,6 +68,14 @@ LOSSES = {
     "relation": "dfkd.losses.relations:Relation",
     "jacobian": "dfkd.losses.derivatives:Jacobian",
     "class_gradient": "dfkd.losses.derivatives:ClassGradient",
+    "peers": "dfkd.losses.peers:Peers",
+}
+
+SCHEMES = {
+    "mutual": "dfkd.schemes.mutual:Mutual",
+    "one": "dfkd.schemes.one:ONE",
+    "deep_to_shallow": "dfkd.schemes.exits:DeepToShallow",
+    "mean_teacher": "dfkd.schemes.mean_teacher:MeanTeacher",
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
+from dfkd import config as configuration
 from dfkd import models
 from dfkd.config import EvaluateConfig, StudentConfig, TeacherConfig
 from dfkd.models.weights import read_metadata
@@ -110,7 +111,22 @@ def _train(
 
 
 def student_of(student: StudentConfig, spec: InputSpec) -> Any:
-    """What distillation builds a student from: a name or a factory, which loads the weights of a warm start."""
+    """What distillation builds a student from: a name or a factory, which loads the weights of a warm start.
+
+    Where a scheme is named it is wrapped with it, and all that is trained is built once to see that it fits.
+    """
+    if student.scheme is None:
+        return _alone(student, spec)
+    from dfkd.schemes.offline import make_trained
+    from dfkd.schemes.together import Together
+
+    wrapped = Together(_alone(student, spec), configuration.scheme(student.scheme))
+    with _at("student.scheme"):
+        make_trained(wrapped, spec, 0)
+    return wrapped
+
+
+def _alone(student: StudentConfig, spec: InputSpec) -> Any:
     if student.weights is not None:
         load_model(student, spec, "student")  # what does not fit is found now
         normalise, _ = _normalise(student.normalise, student.model, student.weights, "student")

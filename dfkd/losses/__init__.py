@@ -13,6 +13,7 @@ from dfkd.losses.derivatives import (
 from dfkd.losses.dist import DIST, pearson_distances
 from dfkd.losses.features import Features, feature_distance
 from dfkd.losses.kernels import Family, relate, relation
+from dfkd.losses.peers import Peers
 from dfkd.losses.relations import CC, CKA, FKD, PKT, SP, Relation, cc, cka, fkd, pkt, sp
 from dfkd.losses.response import (
     KL,
@@ -53,6 +54,7 @@ __all__ = [
     "LogitL1",
     "LogitMSE",
     "Objective",
+    "Peers",
     "RKDAngle",
     "RKDDistance",
     "Relation",

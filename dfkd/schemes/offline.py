@@ -6,7 +6,7 @@ Beyer et al.: Knowledge Distillation: A Good Teacher Is Patient and Consistent. 
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from dfkd.interfaces import Sampler, StudentFactory
 from dfkd.losses import KL, Objective, combine
 from dfkd.problem import Probe, Problem
 from dfkd.rng import derive, initialised
+from dfkd.schemes.together import Together
 from dfkd.types import InputSpec, as_device
 
-__all__ = ["Distilled", "distill", "make_problem", "make_student"]
+__all__ = ["Distilled", "distill", "make_problem", "make_student", "make_trained"]
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,14 @@ class Distilled:
     problem: Problem
 
 
-def make_student(student: "str | StudentFactory | nn.Module", spec: InputSpec, seed: int) -> nn.Module:
+def make_student(student: "str | StudentFactory | nn.Module | Together", spec: InputSpec, seed: int) -> nn.Module:
     """A fresh student: a registry name or `package.module:function`, a zero-argument factory, or a copy of a module.
 
-    Equal seeds give equal initial weights; the global generators are left alone. A module is a warm start.
+    Equal seeds give equal initial weights; the global generators are left alone. A module is a warm start. Of a student
+    that is trained together with others it is the one that is kept, alone.
     """
+    if isinstance(student, Together):
+        return make_student(student.student, spec, seed)
     if isinstance(student, nn.Module):
         return copy.deepcopy(student)
     with initialised(derive(seed, "student")):
@@ -45,6 +49,17 @@ def make_student(student: "str | StudentFactory | nn.Module", spec: InputSpec, s
     if not isinstance(module, nn.Module):
         raise ValueError(f"student: expected the factory to return a torch.nn.Module, found {type(module).__name__}")
     return module
+
+
+def make_trained(student: "str | StudentFactory | nn.Module | Together", spec: InputSpec, seed: int) -> nn.Module:
+    """What is trained: the student, as it starts alone, and in one module with it whom it is trained together with."""
+    if not isinstance(student, Together):
+        return make_student(student, spec, seed)
+
+    def fresh(place: int) -> nn.Module:
+        return make_student(student, spec, derive(seed, "together", place) if place else seed)
+
+    return student.scheme.build(fresh, spec, derive(seed, "scheme"))
 
 
 def make_problem(
@@ -74,7 +89,7 @@ def make_problem(
 
 def distill(
     teacher: nn.Module,
-    student: "str | StudentFactory | nn.Module",
+    student: "str | StudentFactory | nn.Module | Together",
     sampler: Sampler,
     *,
     spec: InputSpec,
@@ -98,11 +113,16 @@ def distill(
     teacher takes (n, c, h, w) pixels and returns (n, k) logits; it is not altered. objective: KL at temperature 4.
     checkpoint: a file that is written as the run goes and continued from where it exists. monitor, signal and stop: see
     `engine.train`; a signal that needs no data is `fidelity.selfcheck.Signal`. ValueError for models that do not fit
-    the spec; UnsupportedProblem where the teacher lacks what the sampler needs.
+    the spec; UnsupportedProblem where the teacher lacks what the sampler needs. Of a student `Together` with others the
+    sampler, monitor and signal see the module that holds them all, and the student that is kept is the result.
     """
+    objective = objective or combine({"kl": (1.0, KL(temperature=4.0))})
+    scheme = student.scheme if isinstance(student, Together) else None
+    if scheme is not None:
+        objective, identity = scheme.objective(objective), f"{identity}/{scheme!r}"
     problem = make_problem(
         teacher,
-        make_student(student, spec, seed),
+        make_trained(student, spec, seed),
         spec,
         seed=seed,
         device=device,
@@ -115,7 +135,7 @@ def distill(
         training = train(
             problem,
             sampler,
-            objective or combine({"kl": (1.0, KL(temperature=4.0))}),
+            objective,
             budget or Budget(steps=2000),
             optimiser or Optimiser(),
             seed,
@@ -127,4 +147,8 @@ def distill(
             stop=stop,
             show_progress=show_progress,
         )
+    if scheme is not None:
+        whole = problem.student
+        kept = Probe(scheme.keep(whole.module), spec, whole.device, whole.name, whole.precision, whole.channels_last)
+        problem = replace(problem, student=kept)
     return Distilled(problem.student.module.eval(), training, problem)

@@ -60,6 +60,8 @@ CASES: list[tuple[str, str, dict[str, Any], bool]] = [
     ("class_gradient", "class_gradient", {}, False),
     ("class_gradient of labels", "class_gradient", {"of": "label"}, False),
     ("class_gradient of mixed labels", "class_gradient", {"of": "label"}, True),
+    ("peers", "peers", {"edges": (("teacher", "vector"),)}, False),
+    ("peers at 3", "peers", {"edges": (("teacher", "vector"), ("teacher", "student")), "temperature": 3.0}, False),
 ]
 EVERY = pytest.mark.parametrize(("name", "options", "soft"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
 RELATIONS = {"sp", "pkt", "cc", "cka", "fkd", "rkd_distance", "rkd_angle", "relation"}  # read features
@@ -72,7 +74,7 @@ ALONE = pytest.mark.parametrize(
 DIVERGENCES = {"kl", "reverse_kl", "js", "logit_mse", "logit_l1", "logit_huber", "dkd", "jacobian", *COUPLED}
 """Zero where the models agree."""
 SLOPES = {"jacobian", "class_gradient"}  # differ in the slopes in x, not in the logits
-FEATURES = {"features", "attention", *RELATIONS}  # read what is tapped, not the logits
+FEATURES = {"features", "attention", "peers", *RELATIONS}  # read what is tapped, not the logits
 EXTREMES = torch.tensor([[1e4, -1e4, 0.0, 0.0, 0.0], [-1e4, 1e4, 0.0, 1e4, -1e4], [0.0] * 5, [1e4] * 5])
 
 
