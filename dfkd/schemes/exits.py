@@ -49,6 +49,7 @@ class Exits(nn.Module):
 class DeepToShallow:
     """The student minimises the objective, each exit (1 - share) objective + share KL(student || exit).
 
+    Of the objective, losses on more than logits are the student's alone.
     exits: module paths of the student, each of which gets a classifier. share: in [0, 1]; 0.3 is a choice of ours.
     temperature: of what the student teaches its exits, > 0.
     """
@@ -81,7 +82,7 @@ class DeepToShallow:
         return Exits(net, heads)
 
     def objective(self, given: Objective) -> Objective:
-        terms = anchored(given, [("net", 1.0), *((node, 1.0 - self.share) for node in self.nodes)])
+        terms = anchored(given, [("net", 1.0)], [(node, 1.0 - self.share) for node in self.nodes])
         peers = Peers(tuple(("net", node) for node in self.nodes), self.temperature)
         return with_peers(terms, self.share, peers)
 

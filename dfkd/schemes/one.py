@@ -89,6 +89,7 @@ def _up_to(network: nn.Module, path: str) -> tuple[str, ...]:
 class ONE:
     """The ensemble and each branch minimise the objective, each branch also KL(ensemble || it); the first is kept.
 
+    Of the objective, losses on more than logits are the first branch's alone, which is a whole student.
     stem: module path of the student; it and all that is defined before it are shared. branches: >= 2; published 3.
     weight: of what the ensemble teaches, >= 0; published 1. temperature: of that, > 0; published 3.
     """
@@ -118,7 +119,7 @@ class ONE:
         return module
 
     def objective(self, given: Objective) -> Objective:
-        terms = anchored(given, [(STUDENT, 1.0), *((node, 1.0) for node in self.nodes)])
+        terms = anchored(given, [(self.nodes[0], 1.0)], [(node, 1.0) for node in (STUDENT, *self.nodes[1:])])
         edges = tuple((STUDENT, node) for node in self.nodes)
         return with_peers(terms, self.weight, Peers(edges, self.temperature))
 

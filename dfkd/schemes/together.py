@@ -61,16 +61,29 @@ class Together:
             raise ValueError(f"scheme: expected a scheme, such as Mutual(members=2), found {self.scheme!r}")
 
 
-def anchored(given: Objective, shares: Iterable[tuple[str, float]]) -> dict[str, tuple[float, Loss]]:
-    """The objective on each of these nodes, times its share: a module path, or `student` for the whole."""
+def anchored(
+    given: Objective, networks: Iterable[tuple[str, float]], parts: Iterable[tuple[str, float]] = ()
+) -> dict[str, tuple[float, Loss]]:
+    """The objective on each of these nodes, times its share.
+
+    networks: module paths of whole students. parts: nodes that give logits but are no student of their own (a branch, a
+    classifier, `student`: the ensemble); they get the losses on logits alone.
+    """
     terms: dict[str, tuple[float, Loss]] = {}
-    for node, share in shares:
-        for label, (weight, loss) in given.terms.items():
-            if node == STUDENT:
-                terms[label] = (share * weight, loss)
-            else:
-                terms[f"{label} at {node.replace('.', ' ')}"] = (share * weight, At(node, loss))
+    on_logits = {label: term for label, term in given.terms.items() if _on_logits(term[1])}
+    parts = tuple(parts)
+    if parts and not on_logits:
+        raise ValueError(f"objective: expected a loss on logits alone, such as kl, found {', '.join(given.terms)}")
+    for nodes, inside in ((networks, given.terms), (parts, on_logits)):
+        for node, share in nodes:
+            for label, (weight, loss) in inside.items():
+                there = loss if node == STUDENT else At(node, loss)
+                terms[f"{label} at {node.replace('.', ' ')}"] = (share * weight, there)
     return terms
+
+
+def _on_logits(loss: Loss) -> bool:
+    return not loss.input_grad and not loss.needs.get("student")
 
 
 def with_peers(terms: dict[str, tuple[float, Loss]], weight: float, peers: Peers) -> Objective:
