@@ -20,7 +20,17 @@ from dfkd.files import make_folder, replace_file
 from dfkd.interfaces import is_data_free, sources
 from dfkd.layout import check_layout
 from dfkd.problem import Probe
-from dfkd.resolve import load_model, named_in, say, student_of, teacher_of, teacher_spec
+from dfkd.resolve import (
+    another,
+    check_source,
+    load_model,
+    named_in,
+    say,
+    student_of,
+    teacher_of,
+    teacher_spec,
+    trained_here,
+)
 from dfkd.types import InputSpec, as_device
 
 __all__ = ["compare", "distill", "evaluate", "report", "scout", "teach"]
@@ -51,10 +61,13 @@ def compare(words: list[str], out: Path | None, workers: int | None, dry_run: bo
     with claimed(folder, resolved):
         named = _control(config, spec)
         # what is read from a file is read before anything is trained
-        control = None if named is None or named.weights is None else load_model(named, spec, "control_teacher")
+        control = None
+        if named is not None and not trained_here(named):
+            whole = bool(named.members)
+            control = teacher_of(named, None, _CONTROL) if whole else load_model(named, spec, _CONTROL)
         teacher = teacher_of(config.teacher, folder / "teacher.safetensors", "teacher", config.device)
         if named is not None and control is None:
-            control = teacher_of(named, folder / "control_teacher.safetensors", "control_teacher", config.device)
+            control = teacher_of(named, folder / "control_teacher.safetensors", _CONTROL, config.device)
         data = None
         if config.teacher.data is not None:
             from dfkd.data import load
@@ -87,6 +100,9 @@ def compare(words: list[str], out: Path | None, workers: int | None, dry_run: bo
     say(f"report: {folder / 'report.html'}")
 
 
+_CONTROL = "control_teacher"
+
+
 def _control(config: CompareConfig, spec: InputSpec) -> TeacherConfig | None:
     """The independent teacher's settings: as named, or like the first with another seed; for the same images."""
     control = config.control_teacher
@@ -94,22 +110,21 @@ def _control(config: CompareConfig, spec: InputSpec) -> TeacherConfig | None:
         return None
     if isinstance(control, str):
         if control != "auto":
-            control = configuration.parse(TeacherConfig, control, "control_teacher")
-        elif config.teacher.weights is None:
-            control = replace(config.teacher, seed=config.teacher.seed + 1)
+            control = configuration.parse(TeacherConfig, control, _CONTROL)
         else:
+            control = another(config.teacher)
+        if control is None:
             say("control_teacher: none, as the teacher was not trained here; name one for the excess agreement")
             return None
     if control.data is None and control.shape is None and config.teacher.data is not None:
         control = replace(control, data=config.teacher.data, size=config.teacher.size)
-    own = teacher_spec(control, "control_teacher")
+    own = teacher_spec(control, _CONTROL)
     if (own.shape, own.num_classes) != (spec.shape, spec.num_classes):
         raise ValueError(
             f"control_teacher: expected images {spec.shape} of {spec.num_classes} classes, as for the teacher, "
             f"found {own.shape} of {own.num_classes}"
         )
-    if control.weights is None and (control.model is None or control.data is None):
-        raise ValueError("control_teacher: expected weights, or a model and data to train it on, found neither")
+    check_source(control, _CONTROL)
     return control
 
 
@@ -237,6 +252,9 @@ def _same_model(teacher: Any) -> dict[str, Any]:
     teacher = configuration.spelt_out(teacher) if isinstance(teacher, str) else teacher
     if not isinstance(teacher, Mapping):
         return {"model": None}
+    members = teacher.get("members")
+    if isinstance(members, list) and members and teacher.get("model") is None:
+        return _same_model(members[0])
     weights, given = teacher.get("weights"), teacher.get("options")
     given = dict(given) if isinstance(given, Mapping) else {}
     named = named_in(Path(weights)) if isinstance(weights, str) and Path(weights).is_file() else None
@@ -252,7 +270,9 @@ def _same_model(teacher: Any) -> dict[str, Any]:
 def teach(words: list[str], out: Path | None, dry_run: bool) -> None:
     """`dfkd teach`."""
     check_layout()
-    settings = configuration.read_settings(words, {"model": "digits_cnn", "data": "digits"})
+    settings = {"data": "digits", **configuration.read_settings(words)}
+    if "members" not in settings:  # whose files may name other models
+        settings.setdefault("model", "digits_cnn")
     config: TeacherConfig = configuration.parse(TeacherConfig, settings)
     if dry_run:
         _print_yaml(configuration.dump(config))

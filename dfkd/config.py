@@ -22,6 +22,7 @@ from dfkd.losses import Objective, combine
 from dfkd.naming import unknown
 from dfkd.plan import Evaluation, check_choices, check_plan
 from dfkd.registry import LOSSES, SAMPLERS, SCHEMES, find
+from dfkd.schemes.ensemble import check_rule
 from dfkd.schemes.together import Scheme
 from dfkd.scout import Settings as ScoutSettings
 
@@ -51,7 +52,9 @@ class TeacherConfig:
     .safetensors file or a `weights_only` state dict; a file that dfkd saved names model, shape and classes itself.
     normalise: `auto` (what the file says, else the model's own convention), `none`, a known name or
     [[mean...], [std...]]. data: a source of images; size: they are resized to it. shape and classes: the input where
-    no data says so. seed, budget, optimiser, crop, flip: how it is trained where there are no weights.
+    no data says so. seed, budget, optimiser, crop, flip: how it is trained where there are no weights. members: an
+    ensemble of teachers, for each a weights file or what it has other than this one, such as {seed: 1}; rule: how they
+    are combined, mean_prob, mean_tempered (at this temperature, which is to be the loss's) or mean_logit.
     """
 
     model: str | None = None
@@ -67,14 +70,26 @@ class TeacherConfig:
     optimiser: Optimiser = Optimiser()
     crop: int = 0
     flip: bool = False
+    # not written, nor part of what a training is known by, where there are none: what was begun without them goes on
+    members: tuple[Any, ...] = field(default=(), repr=False, metadata={"unless": ()})
+    rule: str = field(default="mean_prob", repr=False, metadata={"unless": "mean_prob"})
+    temperature: float | None = field(default=None, repr=False, metadata={"unless": None})
+
+    def __post_init__(self) -> None:
+        check_rule(self.rule, self.temperature)
+        if self.members and self.weights is not None:
+            raise ValueError("weights: expected none beside members, which have their own")
+        if not self.members and (self.rule, self.temperature) != ("mean_prob", None):
+            raise ValueError(f"rule: expected members to combine by {self.rule}, found none")
 
 
 @dataclass(frozen=True)
 class StudentConfig:
     """A student. model: a registry name or `package.module:function`; options: what it is built with.
 
-    weights and normalise: as for a teacher; given, they are where every student starts from. scheme: whom it is trained
-    together with, as {name: {option: value}}.
+    For any model options may be separable: true (depthwise-separable convolutions) and bits: 4 (weights and activations
+    rounded in the forward pass, 2 to 16). weights and normalise: as for a teacher; given, they are where every student
+    starts from. scheme: whom it is trained together with, as {name: {option: value}}.
     """
 
     model: str | None = None
