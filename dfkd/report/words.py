@@ -161,5 +161,7 @@ def duration(seconds: float | None) -> str:
 
 
 def listed(names: list[str]) -> str:
-    """a, b and c."""
+    """a, b and c; of more than five the first three and how many others, as the matrix has them all."""
+    if len(names) > 5:
+        return f"{', '.join(names[:3])} and {len(names) - 3} others"
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""

@@ -11,6 +11,7 @@ from dfkd.report import verdict as module
 from dfkd.report import write_report
 from dfkd.report.run import load_run
 from dfkd.report.verdict import verdict
+from dfkd.report.words import listed
 
 Build = Callable[..., Path]
 FREE = ("deep_inversion", "uniform", "generative")
@@ -129,3 +130,11 @@ def test_the_reason_of_an_unsupported_sampler_is_said_as_text(folder: Path) -> N
     place.mkdir(parents=True)
     (place / "student.json").write_text('{"status": "unsupported", "reason": "it: needs <b>BatchNorm"}')
     assert "no batchnorm is unsupported here (it: needs &lt;b&gt;BatchNorm)" in words(folder)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [("", ""), ("a", "a"), ("ab", "a and b"), ("abcde", "a, b, c, d and e"), ("abcdef", "a, b, c and 3 others")],
+)
+def test_few_names_are_listed_and_many_counted(names: str, said: str) -> None:
+    assert listed(list(names)) == said
