@@ -506,6 +506,41 @@ FAULTS = (
         "given=((1 - m) * old[0] + m * layer.mean",
         ("tests/samplers/ingredients/test_batchnorm.py::test_the_moving_form_equals_its_definition",),
     ),
+    Fault(
+        "who teaches learns from it too",
+        "dfkd/losses/peers.py",
+        "answers[source] if self.attached else answers[source].detach()",
+        "answers[source]",
+        ("tests/dfkd/losses/test_peers.py::test_gradients_go_to_those_who_are_taught_only",),
+    ),
+    Fault(
+        "mutual learning as a sum over the others",
+        "dfkd/losses/peers.py",
+        "self.temperature) / len(those)",
+        "self.temperature)",
+        ("tests/dfkd/losses/test_peers.py::test_mutual_learning_equals_its_definition",),
+    ),
+    Fault(
+        "an averaged teacher without the last step",
+        "dfkd/schemes/mean_teacher.py",
+        "last.follow()  # the last step's",
+        "pass",
+        ("tests/dfkd/schemes/test_mean_teacher.py::test_a_run_keeps_the_average_of_all_its_steps",),
+    ),
+    Fault(
+        "an averaged teacher with its shares swapped",
+        "dfkd/schemes/mean_teacher.py",
+        "ours.lerp_(theirs, 1.0 - self.momentum)",
+        "ours.lerp_(theirs, self.momentum)",
+        ("tests/dfkd/schemes/test_mean_teacher.py::test_the_average_equals_its_closed_form",),
+    ),
+    Fault(
+        "a gate that weighs rows, not branches",
+        "dfkd/schemes/one.py",
+        ".softmax(dim=1)",
+        ".softmax(dim=0)",
+        ("tests/dfkd/schemes/test_one.py::test_the_gate_is_positive_and_sums_to_one",),
+    ),
 )
 
 
