@@ -22,6 +22,7 @@ from dfkd.layout import check_layout
 from dfkd.problem import Probe
 from dfkd.resolve import (
     another,
+    assistants_of,
     check_source,
     load_model,
     named_in,
@@ -220,6 +221,7 @@ def distill(words: list[str], out: Path | None, dry_run: bool) -> None:
     device = as_device(config.device)
     spec = teacher_spec(config.teacher, "teacher")
     student = student_of(config.student, spec)
+    assistants_of(config, spec)  # what does not fit is found now
     from dfkd.distillation import best_of_several, one_student
     from dfkd.schemes.offline import make_student
 

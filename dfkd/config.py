@@ -144,7 +144,8 @@ class DistillConfig:
     samplers: several in place of the one: a student is trained on each, and the one is kept that matches best on the
     draws of all, weighted by what the teacher says of them. stop: ends the run before its budget where a signal that
     needs no data is flat. Neither ever sees a test set. preset: whether a recipe that says how its authors trained the
-    student has it trained so: objective, optimiser and batch.
+    student has it trained so: objective, optimiser and batch. assistants: students in between, in order, each trained
+    as the last one is and then the teacher of the next; the student itself again for generations.
     """
 
     teacher: TeacherConfig
@@ -160,10 +161,15 @@ class DistillConfig:
     student_train: str = "train"
     stop: Stop | None = None
     preset: bool = False
+    assistants: tuple[Any, ...] = field(default=(), metadata={"unless": ()})
 
     def __post_init__(self) -> None:
         objective(self.objective)
         check_choices(self)
+        for number, assistant in enumerate(self.assistants):
+            parse(StudentConfig, assistant, f"assistants[{number}]")
+        if self.assistants and self.samplers:
+            raise ValueError("assistants: expected one sampler with them, found several")
         if bool(self.samplers) == (self.sampler is not None):
             raise ValueError("sampler: expected one sampler, or several named by samplers")
         if self.stop is not None:

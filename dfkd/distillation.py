@@ -15,6 +15,7 @@ from dfkd.files import replace_file
 from dfkd.interfaces import Sampler, is_data_free, preset_of, sources, walk
 from dfkd.plan import Evaluation, as_published, reference_of
 from dfkd.registry import SAMPLERS, find
+from dfkd.resolve import assistants_of
 from dfkd.types import InputSpec
 
 __all__ = ["best_of_several", "one_student"]
@@ -30,6 +31,7 @@ def one_student(
     from dfkd.fidelity.selfcheck import Signal, selfcheck
     from dfkd.schemes.offline import distill as run
     from dfkd.schemes.offline import make_problem, make_trained
+    from dfkd.schemes.stages import Chain, chain
 
     sampler = config.sampler
     assert sampler is not None  # else there are several
@@ -38,31 +40,40 @@ def one_student(
         objective, optimiser, budget = as_published(sampler, spec, objective, optimiser, budget)
     try_sampler(sampler, make_problem(teacher, make_trained(student, spec, 0), spec, device="cpu"))
     keep_manifest(out, manifest)
-    distilled = run(
-        teacher,
-        student,
-        sampler,
-        spec=spec,
-        objective=objective,
-        budget=budget,
-        optimiser=optimiser,
-        seed=config.seed,
-        device=config.device,
-        precision=config.precision,
-        student_batchnorm=config.student_train,
-        banks=out / "banks",
-        checkpoint=out / "checkpoint",
-        signal=None if config.stop is None else Signal(sampler, _quiet(sampler), SIGNAL_ROWS, config.seed),
-        stop=config.stop,
-        show_progress=True,
-    )
-    training = distilled.training
+    settings: dict[str, Any] = {
+        "spec": spec,
+        "objective": objective,
+        "budget": budget,
+        "optimiser": optimiser,
+        "seed": config.seed,
+        "device": config.device,
+        "precision": config.precision,
+        "student_batchnorm": config.student_train,
+        "banks": out / "banks",
+        "signal": None if config.stop is None else Signal(sampler, _quiet(sampler), SIGNAL_ROWS, config.seed),
+        "stop": config.stop,
+        "show_progress": True,
+    }
+    if assistants := assistants_of(config, spec):
+        chained = chain(teacher, [*assistants, student], sampler, folder=out / "stages", **settings)
+    else:
+        chained = Chain((run(teacher, student, sampler, checkpoint=out / "checkpoint", **settings),))
+    distilled, training = chained.last, chained.last.training
     if training.status == "interrupted":
         raise KeyboardInterrupt
+    if len(chained.stages) <= len(assistants):
+        raise ValueError(f"assistants[{len(chained.stages) - 1}]: training diverged; try a smaller learning rate")
     unseen = {name: find("sampler", name, SAMPLERS)() for name in ("uniform", "gaussian", "smoothed")}
     unseen = {name: part for name, part in unseen.items() if name != sampler.name}
-    scores = selfcheck(distilled.problem, sampler, training.sampler_state, dict(list(unseen.items())[:2]))
-    images = sum(sum(training.counts[phase].values()) for phase in ("synthesise", "label"))
+    unseen = dict(list(unseen.items())[:2])
+    # of every stage against the teacher itself
+    checked = [
+        selfcheck(chained.against_first(number), sampler, stage.training.sampler_state, unseen)
+        for number, stage in enumerate(chained.stages)
+    ]
+    scores = checked[-1]
+    counts = [stage.training.counts[phase] for stage in chained.stages for phase in ("synthesise", "label")]
+    images = sum(sum(count.values()) for count in counts)
     card = {
         **_about(sampler),
         "preset": config.preset and preset_of(sampler) is not None,
@@ -71,9 +82,11 @@ def one_student(
         "stopped_by_own_signal": training.flat_at is not None,
         "signal_flat_at_step": training.flat_at,
         "teacher_images": images,
-        "seconds": training.seconds,
+        "seconds": sum(stage.training.seconds for stage in chained.stages),
         "fidelity_not_a_test_score": scores,
     }
+    if assistants:
+        card["assistants_not_a_test_score"] = checked[:-1]
     replace_file(out / "curve.jsonl", "".join(json.dumps(line) + "\n" for line in training.curve).encode())
     file = out / "student.safetensors"
     name, options = reference_of(student)

@@ -12,7 +12,7 @@ from torch import nn
 
 from dfkd import config as configuration
 from dfkd import models
-from dfkd.config import EvaluateConfig, StudentConfig, TeacherConfig
+from dfkd.config import DistillConfig, EvaluateConfig, StudentConfig, TeacherConfig
 from dfkd.models.weights import read_metadata
 from dfkd.problem import Probe
 from dfkd.registry import SAMPLERS, find
@@ -20,6 +20,7 @@ from dfkd.types import InputSpec
 
 __all__ = [
     "another",
+    "assistants_of",
     "check_source",
     "load_model",
     "named_in",
@@ -247,6 +248,16 @@ def student_of(student: StudentConfig, spec: InputSpec) -> Any:
     with _at("student.scheme"):
         make_trained(wrapped, spec, 0)
     return wrapped
+
+
+def assistants_of(config: DistillConfig, spec: InputSpec) -> list[Any]:
+    """What the students in between are built from, as for the last one."""
+    made = []
+    for number, assistant in enumerate(config.assistants):
+        where = f"assistants[{number}]"
+        with _at(where):
+            made.append(student_of(configuration.parse(StudentConfig, assistant, where), spec))
+    return made
 
 
 def _alone(student: StudentConfig, spec: InputSpec) -> Any:

@@ -1,7 +1,9 @@
 """Chains of students: each stage is a distillation from the one before, and a chain that is killed goes on exactly."""
 
+import json
 import os
 import signal
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 import dfkd
 from dfkd import models
 from dfkd.fidelity.selfcheck import selfcheck
+from dfkd.losses import kl_nats
 from dfkd.problem import Probe, Problem
 from dfkd.registry import SAMPLERS, find
 from dfkd.rng import derive, initialised
@@ -159,6 +162,47 @@ def test_nobody_learns_from_a_stage_that_diverged() -> None:
     settings = {**SETTINGS, "optimiser": dfkd.Optimiser(learning_rate=1e30)}
     found = chain(teacher(), [sized(4), sized(4)], uniform(), **settings)
     assert [stage.training.status for stage in found.stages] == ["diverged"]
+
+
+def test_by_command(run: Callable[..., Any], teachers: tuple[Path, Path], tmp_path: Path) -> None:
+    """A generation in between, and a student of fewer bits; what is said is of the teacher itself."""
+    out = tmp_path / "run"
+    student = "student={model: digits_cnn, options: {width: 4, bits: 4}}"
+    words = [f"teacher={teachers[0]}", student, "sampler={uniform: {labelling: eval}}", "budget={steps: 6, batch: 8}"]
+    words.append("assistants=[{model: digits_cnn, options: {width: 6}}, digits_cnn]")
+    said = run("distill", *words, "--out", out)
+    assert said.status == 0, said.err
+    card = json.loads((out / "card.json").read_text())
+    assert len(card["assistants_not_a_test_score"]) == 2
+    assert card["teacher_images"] == 3 * 6 * 8
+    assert sorted(path.name for path in (out / "stages").iterdir()) == [f"stage-{n}.checkpoint" for n in range(3)]
+    first, student_made = models.load(teachers[0]), models.load(out / "student.safetensors")
+    assert student_made.get_parameter("conv1.weight").shape[0] == 4
+    # the first column is 1000 rows of noise; others give the same KL, which hardly varies over such rows
+    x = torch.rand(1000, *SPEC.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        kl = float(kl_nats(student_made(x), first(x)).mean())
+    found = next(iter(card["fidelity_not_a_test_score"].values()))["kl"]
+    assert found == pytest.approx(kl, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["assistants=[digit_cnn]"], "assistants[0]: student: model: unknown 'digit_cnn'; the nearest is 'digits_cnn'"),
+        (["assistants=[{modle: x}]"], "assistants[0]: option: unknown 'modle'; the nearest is 'model'"),
+        (["assistants=[digits_cnn]", "samplers=[uniform, gaussian]"], "assistants: expected one sampler with them"),
+        (["assistants=[digits_cnn]", "optimiser.learning_rate=1e30"], "assistants[0]: training diverged"),
+    ],
+)
+def test_commands_say_what_is_wrong(
+    words: list[str], message: str, run: Callable[..., Any], teachers: tuple[Path, Path], tmp_path: Path
+) -> None:
+    common = [f"teacher={teachers[0]}", "budget={steps: 6, batch: 8}", "device=cpu", "--out", tmp_path / "run"]
+    given = words if any(word.startswith("samplers") for word in words) else [*words, "sampler=uniform"]
+    said = run("distill", *given, *common)
+    assert said.status != 0
+    assert message in " ".join(said.err.split())
 
 
 def test_needs_students() -> None:
