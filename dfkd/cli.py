@@ -103,11 +103,12 @@ def report(folder: Path) -> None:
 
 @app.command(name="list")
 def list_(
-    kind: Annotated[str | None, typer.Argument(help="samplers, losses, models or data")] = None, as_json: Json = False
+    kind: Annotated[str | None, typer.Argument(help="samplers, losses, schemes, models or data")] = None,
+    as_json: Json = False,
 ) -> None:
     """What there is by name, with options and defaults."""
     if kind is None:
-        raise ValueError("list: expected samplers, losses, models or data, found none")
+        raise ValueError("list: expected samplers, losses, schemes, models or data, found none")
     from dfkd import listing
 
     listing.show(kind, as_json)

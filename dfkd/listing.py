@@ -13,7 +13,7 @@ from dfkd import config as configuration
 from dfkd.interfaces import Sampler
 from dfkd.layout import check_layout
 from dfkd.naming import unknown
-from dfkd.registry import LOSSES, SAMPLERS, find
+from dfkd.registry import LOSSES, SAMPLERS, SCHEMES, find
 
 __all__ = ["KINDS", "rows", "show"]
 
@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 
 def rows(kind: str) -> list[Row]:
-    """The samplers, losses, models or data sets, with options and defaults."""
+    """The samplers, losses, schemes, models or data sets, with options and defaults."""
     if kind not in KINDS:
         raise unknown("list", kind, KINDS)
     return KINDS[kind]()
@@ -53,6 +53,15 @@ def _losses() -> list[Row]:
     for name in LOSSES:
         cls = find("loss", name, LOSSES)
         about_it = {"summary": about.summary(cls, of_module=False), "paper": about.paper(cls)}
+        found.append({"name": name, **about_it, "options": _options(cls)})
+    return found
+
+
+def _schemes() -> list[Row]:
+    found = []
+    for name in SCHEMES:
+        cls = find("scheme", name, SCHEMES)
+        about_it = {"summary": about.summary(cls, of_module=True), "paper": about.paper(cls)}
         found.append({"name": name, **about_it, "options": _options(cls)})
     return found
 
@@ -94,6 +103,7 @@ def _data() -> list[Row]:
 KINDS: dict[str, Callable[[], list[Row]]] = {
     "samplers": _samplers,
     "losses": _losses,
+    "schemes": _schemes,
     "models": _models,
     "data": _data,
 }

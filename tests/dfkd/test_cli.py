@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 import dfkd as package
 from dfkd import cli, models
 from dfkd.config import CompareConfig, DistillConfig, TeacherConfig, parse
-from dfkd.registry import LOSSES, SAMPLERS
+from dfkd.registry import LOSSES, SAMPLERS, SCHEMES
 
 Command = Callable[..., Any]
 HELP = """
@@ -88,8 +88,8 @@ def test_version(run: Command) -> None:
         (("distill", "--dryrun"), "option: unknown '--dryrun'; the nearest is '--dry-run'"),
         (("--vresion",), "option: unknown '--vresion'; the nearest is '--version'"),
         (("list", "smaplers"), "list: unknown 'smaplers'; the nearest is 'samplers'"),
-        (("list",), "list: expected samplers, losses, models or data, found none"),
-        (("list", "xyz"), "list: unknown 'xyz'; known: samplers, losses, models, data"),
+        (("list",), "list: expected samplers, losses, schemes, models or data, found none"),
+        (("list", "xyz"), "list: unknown 'xyz'; known: samplers, losses, schemes, models, data"),
         (("compare", "--out"), "Option '--out' requires an argument."),
         (("compare", "samplrs=[]"), "settings: unknown 'samplrs'; the nearest is 'samplers'"),
         (("compare", "teacher.model=digits_cnn"), "--out: expected a folder to write to, found none"),
@@ -168,11 +168,17 @@ def test_list_of_samplers(run: Command) -> None:
     assert options["round"] == {"name": "round", "type": "a whole number", "default": 256, "required": False}
 
 
-@pytest.mark.parametrize("kind", ["losses", "models", "data"])
+@pytest.mark.parametrize("kind", ["losses", "schemes", "models", "data"])
 def test_list_of_the_rest(run: Command, kind: str) -> None:
     rows = json.loads(run("list", kind, "--json").out)
     names = [row["name"] for row in rows]
-    expected = {"losses": list(LOSSES), "models": list(models.MODELS), "data": ["digits", "FILE.npz", "FOLDER"]}[kind]
+    tables: dict[str, Iterable[str]] = {
+        "losses": LOSSES,
+        "schemes": SCHEMES,
+        "models": models.MODELS,
+        "data": ["digits", "FILE.npz", "FOLDER"],
+    }
+    expected = list(tables[kind])
     assert set(names) >= set(expected)
     assert all(row["summary"] for row in rows)
 
