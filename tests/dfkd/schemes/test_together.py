@@ -199,6 +199,21 @@ def test_parts_that_are_no_student_need_a_loss_on_logits(name: str) -> None:
 
 
 @EVERY
+def test_it_learns_in_half_precision(name: str) -> None:
+    done = dfkd.distill(
+        net(1, width=3),
+        Together(student, scheme(name)),
+        find("sampler", "uniform", SAMPLERS)(),
+        spec=SPEC,
+        budget=dfkd.Budget(batch=8, steps=3),
+        device="cpu",
+        precision="bfloat16",
+    )
+    assert done.training.status == "ok"
+    assert {value.dtype for value in done.student.parameters()} == {torch.float32}
+
+
+@EVERY
 def test_it_goes_to_another_process_and_into_a_folder_and_back(name: str) -> None:
     made = scheme(name)
     assert pickle.loads(pickle.dumps(made)) == made
@@ -270,6 +285,13 @@ def test_distil_and_compare_by_their_words(
     )
     assert said.status == 2
     assert "student" in said.err
+
+
+def test_the_best_of_several_samplers(tmp_path: Path, teachers: tuple[Path, Path], run: Callable[..., Any]) -> None:
+    words = [f"teacher={teachers[0]}", "student={model: digits_cnn, scheme: {one: {stem: bn2}}}", "budget.steps=2"]
+    said = run("distill", *words, "budget.batch=8", "samplers=[uniform, gaussian]", "--out", tmp_path / "out")
+    assert said.status == 0, said.err
+    assert type(dfkd.load(tmp_path / "out" / "student.safetensors")) is type(student())
 
 
 def teachers_file(folder: Path) -> Path:
