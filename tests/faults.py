@@ -541,6 +541,34 @@ FAULTS = (
         ".softmax(dim=0)",
         ("tests/dfkd/schemes/test_one.py::test_the_gate_is_positive_and_sums_to_one",),
     ),
+    Fault(
+        "an ensemble's mean of logarithms",
+        "dfkd/schemes/ensemble.py",
+        "log_p.logsumexp(dim=0) - math.log(len(logits))",
+        "log_p.mean(dim=0)",
+        ("tests/dfkd/schemes/test_ensemble.py::test_softened_answers_equal_their_definition",),
+    ),
+    Fault(
+        "every stage learns from the first teacher",
+        "dfkd/schemes/stages.py",
+        "teaching = stages[-1].student if stages else teacher",
+        "teaching = teacher",
+        ("tests/dfkd/schemes/test_stages.py::test_every_stage_distils_the_one_before",),
+    ),
+    Fault(
+        "one scale for all channels of rounded weights",
+        "dfkd/models/quantised.py",
+        "self.weight.detach().abs().flatten(1).amax(dim=1)",
+        "self.weight.detach().abs().amax().expand(len(self.weight))",
+        ("tests/dfkd/models/test_quantised.py::test_a_convolution_equals_its_definition",),
+    ),
+    Fault(
+        "ranges of activations move in evaluation",
+        "dfkd/models/quantised.py",
+        "if self.training:",
+        "if True:",
+        ("tests/dfkd/models/test_quantised.py::test_the_range_is_a_moving_average_in_training_alone",),
+    ),
 )
 
 
