@@ -103,7 +103,7 @@ def _built(reference: str | Callable[..., nn.Module], spec: InputSpec, options: 
     allowed = [name for name in inspect.signature(builder).parameters if name != "spec" and name not in fixed]
     for name in options:
         if name not in allowed:
-            raise unknown(f"{reference}: option", name, allowed)
+            raise unknown(f"{reference}: option", name, [*allowed, "separable", "bits"])
     return builder(spec, **options)
 
 

@@ -163,6 +163,40 @@ def test_starts_from_float_weights(tmp_path: Path) -> None:
     assert bool(rounded.get_buffer("conv1.input_range").any())
 
 
+def test_asked_in_bfloat16() -> None:
+    """Rounding is done in float32 whatever the layers around it compute in; half the precision moves answers little."""
+    plain = Probe(fresh("digits_cnn", DIGITS, bits=8), DIGITS, name="student")
+    half = Probe(fresh("digits_cnn", DIGITS, bits=8), DIGITS, name="student", precision="bfloat16")
+    for probe in (plain, half):
+        probe.module.train()
+        probe.learn(pixels(16)).logits.sum().backward()
+    with plain.counting("label"), half.counting("label"), torch.no_grad():
+        gap = (half(pixels(16)).logits - plain(pixels(16)).logits).abs().max()
+    assert 0.0 < float(gap) < 0.1
+    assert half.module.get_buffer("conv2.input_range").dtype == torch.float32
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("training", [False, True])
+def test_never_waits_for_the_gpu(training: bool) -> None:
+    module, x = fresh("digits_cnn", DIGITS, bits=4).to("cuda").train(training), pixels(8).to("cuda")
+    module(x).sum().backward()  # what loads lazily is loaded
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        module(x).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_where_no_range_is_known_inputs_are_taken_as_they_are() -> None:
+    with initialised(6):
+        middle, x = nn.Linear(6, 5), torch.randn(7, 6)
+    quantised(nn.Sequential(nn.Linear(6, 6), middle, nn.Linear(5, 2)), 4).eval()
+    expected = functional.linear(x, slow_weight(middle.weight, 4), middle.bias)
+    torch.testing.assert_close(middle(x), expected, atol=2e-5, rtol=1e-4)
+
+
 def test_zeros_are_no_trouble() -> None:
     layer = nn.Linear(3, 2)
     nn.init.zeros_(layer.weight)
@@ -178,6 +212,11 @@ def test_zeros_are_no_trouble() -> None:
 def test_says_which_bits_there_are(bits: object) -> None:
     with pytest.raises(ValueError, match="bits: expected an integer from 2 to 16, found"):
         fresh("digits_cnn", DIGITS, bits=bits)
+
+
+def test_names_the_nearest_option() -> None:
+    with pytest.raises(ValueError, match="digits_cnn: option: unknown 'bit'; the nearest is 'bits'"):
+        fresh("digits_cnn", DIGITS, bit=4)
 
 
 def test_says_what_it_cannot_change() -> None:

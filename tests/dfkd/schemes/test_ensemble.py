@@ -74,6 +74,14 @@ def test_of_one_or_of_equal_members_is_the_member(rule: str, copies: int) -> Non
         torch.testing.assert_close(found, LOGITS[0])
 
 
+@pytest.mark.parametrize("tau", [None, 2.5])
+def test_means_of_probabilities_have_logits_that_are_logarithms_of_probabilities(tau: float | None) -> None:
+    """So that losses on logits see no level that rises with the number of members."""
+    for members in (1, 2, 3):
+        found = combined(LOGITS[:members], "mean_prob" if tau is None else "mean_tempered", tau)
+        torch.testing.assert_close((found / (tau or 1.0)).exp().sum(dim=1), torch.ones(5))
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_neither_order_nor_levels_of_members_matter(rule: str) -> None:
     whole = combined(LOGITS, rule, temperature_of(rule)).softmax(dim=1)
