@@ -30,8 +30,8 @@ REFERENCE = "dfkd.schemes.ensemble:ensemble"
 class Ensemble(nn.Module):
     """members: networks that answer (n, k) logits to the same images; their paths are `members.0`, `members.1`, ...
 
-    rule: one of RULES. temperature: > 0, for mean_tempered alone, and to be that of the loss. Logits are the
-    logarithms of probabilities that add up to one (at the temperature, if any), but with mean_logit those of the members.
+    rule: one of RULES. temperature: > 0, for mean_tempered alone, and to be that of the loss. Logits are logarithms of
+    probabilities that add up to one (at the temperature, if any); with mean_logit they are the mean of the members'.
     """
 
     def __init__(self, members: Sequence[nn.Module], rule: str = "mean_prob", temperature: float | None = None) -> None:
