@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -91,7 +92,7 @@ def test_calls_a_function_of_the_user(mine: str) -> None:
         ("nothing", {}, "expected a function that returns an nn.Module, found NoneType"),
     ],
 )
-def test_says_what_is_wrong_with_a_function(mine: str, function: str, options: dict[str, int], message: str) -> None:
+def test_says_what_is_wrong_with_a_function(mine: str, function: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(f"{mine}:{function}", DIGITS, **options)
 
@@ -110,7 +111,7 @@ def test_says_what_is_wrong_with_a_function(mine: str, function: str, options: d
         ("torchvision:resnet18", {}, "torchvision:resnet18: expected images of 3 channels, found 1"),
     ],
 )
-def test_names_the_nearest(reference: str, options: dict[str, int], message: str) -> None:
+def test_names_the_nearest(reference: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(reference, DIGITS, **options)
 

@@ -1,5 +1,7 @@
 """The networks: sizes as published, names as in published weights, blocks against their definition."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ def spec_of(name: str) -> InputSpec:
     return DIGITS if name.startswith("digits") else CIFAR
 
 
-def network(name: str, spec: InputSpec, **options: object) -> nn.Module:
+def network(name: str, spec: InputSpec, **options: Any) -> nn.Module:
     with initialised(0):
         return build(name, spec, **options)
 
@@ -163,6 +165,6 @@ def test_says_what_does_not_fit(name: str, spec: InputSpec, message: str) -> Non
         ("wrn-16-1", {"dropout": 1.0}, r"dropout: expected a number in \[0, 1\), found 1.0"),
     ],
 )
-def test_says_which_option_is_out_of_range(name: str, options: dict[str, object], message: str) -> None:
+def test_says_which_option_is_out_of_range(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(name, CIFAR, **options)
