@@ -7,6 +7,7 @@ scale where squares do not overflow, which the relation does not see. A row with
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -109,7 +110,50 @@ def require_paths(student: str, teacher: Paths) -> None:
 
 
 @dataclass(frozen=True)
-class SP:
+class Related(ABC):
+    """What all of them are: a member of the family on the features of one module each.
+
+    student, teacher: the paths of these modules, several of the teacher's for the mean relation. A member says its
+    name and its family.
+    """
+
+    student: str = PENULTIMATE
+    teacher: Paths = PENULTIMATE
+    name: ClassVar[str]
+    input_grad: ClassVar[bool] = False
+    coupled: ClassVar[bool] = True
+    uses_teacher: ClassVar[bool] = True
+    scale: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        require_paths(self.student, self.teacher)
+        _ = self.family  # refuses what is out of range or has no meaning together
+
+    @property
+    @abstractmethod
+    def family(self) -> Family:
+        """Which member."""
+
+    @property
+    def needs(self) -> Mapping[str, tuple[str, ...]]:
+        return tapped(self.student, self.teacher)
+
+    def init(self, problem: Problem, seed: int) -> nn.Module | None:
+        """Nothing to train beside the student. ValueError for a path that a model does not have."""
+        del seed
+        check_taps(self.needs, problem)
+        return None
+
+    def value(self, student: Tensor, teacher: Teachers) -> Tensor:
+        """Features -> 0-d."""
+        return relation(student, teacher, self.family, self.name)
+
+    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
+        return self.value(*features_of(self.name, self.needs, student, teacher)).expand(len(batch))
+
+
+@dataclass(frozen=True)
+class SP(Related):
     """Which rows are similar: Gram matrices with rows of norm 1, mean squared difference. Published weight: 3000.
 
     Tung, Mori: Similarity-Preserving Knowledge Distillation. ICCV 2019. arXiv:1907.09682.
@@ -118,33 +162,15 @@ class SP:
     ensemble) the mean relation counts. Theirs: maps of the last stage.
     """
 
-    student: str = PENULTIMATE
-    teacher: Paths = PENULTIMATE
     name: ClassVar[str] = "sp"
-    input_grad: ClassVar[bool] = False
-    coupled: ClassVar[bool] = True
-    uses_teacher: ClassVar[bool] = True
-    scale: ClassVar[float] = 1.0
-
-    def __post_init__(self) -> None:
-        require_paths(self.student, self.teacher)
 
     @property
-    def needs(self) -> Mapping[str, tuple[str, ...]]:
-        return tapped(self.student, self.teacher)
-
-    def init(self, problem: Problem, seed: int) -> nn.Module | None:
-        del seed  # nothing to train beside the student
-        check_taps(self.needs, problem)
-        return None
-
-    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
-        ours, theirs = features_of(self.name, self.needs, student, teacher)
-        return sp(ours, theirs).expand(len(batch))
+    def family(self) -> Family:
+        return _SP
 
 
 @dataclass(frozen=True)
-class PKT:
+class PKT(Related):
     """Whom a row would choose as its neighbour, the more the smaller their angle; KL in nats, mean over rows.
 
     RepDistiller's weight of 30 000, of a mean over pairs, is 469 here at 64 rows.
@@ -155,33 +181,15 @@ class PKT:
     ensemble) the mean relation counts.
     """
 
-    student: str = PENULTIMATE
-    teacher: Paths = PENULTIMATE
     name: ClassVar[str] = "pkt"
-    input_grad: ClassVar[bool] = False
-    coupled: ClassVar[bool] = True
-    uses_teacher: ClassVar[bool] = True
-    scale: ClassVar[float] = 1.0
-
-    def __post_init__(self) -> None:
-        require_paths(self.student, self.teacher)
 
     @property
-    def needs(self) -> Mapping[str, tuple[str, ...]]:
-        return tapped(self.student, self.teacher)
-
-    def init(self, problem: Problem, seed: int) -> nn.Module | None:
-        del seed  # nothing to train beside the student
-        check_taps(self.needs, problem)
-        return None
-
-    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
-        ours, theirs = features_of(self.name, self.needs, student, teacher)
-        return pkt(ours, theirs).expand(len(batch))
+    def family(self) -> Family:
+        return _PKT
 
 
 @dataclass(frozen=True)
-class CC:
+class CC(Related):
     """Gaussian kernels of unit features, their series cut after the square; mean squared difference.
 
     Peng, Jin, Liu, Zhou, Wu, Liu, Zhang, Li: Correlation Congruence for Knowledge Distillation. ICCV 2019.
@@ -191,35 +199,16 @@ class CC:
     ensemble) the mean relation counts. gamma: of exp(-gamma |f_i - f_j|^2), > 0.
     """
 
-    student: str = PENULTIMATE
-    teacher: Paths = PENULTIMATE
     gamma: float = 0.4
     name: ClassVar[str] = "cc"
-    input_grad: ClassVar[bool] = False
-    coupled: ClassVar[bool] = True
-    uses_teacher: ClassVar[bool] = True
-    scale: ClassVar[float] = 1.0
-
-    def __post_init__(self) -> None:
-        require_paths(self.student, self.teacher)
-        _gaussian(self.gamma)  # refuses what is out of range
 
     @property
-    def needs(self) -> Mapping[str, tuple[str, ...]]:
-        return tapped(self.student, self.teacher)
-
-    def init(self, problem: Problem, seed: int) -> nn.Module | None:
-        del seed  # nothing to train beside the student
-        check_taps(self.needs, problem)
-        return None
-
-    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
-        ours, theirs = features_of(self.name, self.needs, student, teacher)
-        return cc(ours, theirs, self.gamma).expand(len(batch))
+    def family(self) -> Family:
+        return _gaussian(self.gamma)
 
 
 @dataclass(frozen=True)
-class CKA:
+class CKA(Related):
     """1 - linear centred kernel alignment, in [0, 1]: blind to rotations and the scale of the features.
 
     Kornblith, Norouzi, Lee, Hinton: Similarity of Neural Network Representations Revisited. ICML 2019.
@@ -229,33 +218,15 @@ class CKA:
     ensemble) the mean relation counts.
     """
 
-    student: str = PENULTIMATE
-    teacher: Paths = PENULTIMATE
     name: ClassVar[str] = "cka"
-    input_grad: ClassVar[bool] = False
-    coupled: ClassVar[bool] = True
-    uses_teacher: ClassVar[bool] = True
-    scale: ClassVar[float] = 1.0
-
-    def __post_init__(self) -> None:
-        require_paths(self.student, self.teacher)
 
     @property
-    def needs(self) -> Mapping[str, tuple[str, ...]]:
-        return tapped(self.student, self.teacher)
-
-    def init(self, problem: Problem, seed: int) -> nn.Module | None:
-        del seed  # nothing to train beside the student
-        check_taps(self.needs, problem)
-        return None
-
-    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
-        ours, theirs = features_of(self.name, self.needs, student, teacher)
-        return cka(ours, theirs).expand(len(batch))
+    def family(self) -> Family:
+        return _CKA
 
 
 @dataclass(frozen=True)
-class FKD:
+class FKD(Related):
     """Correlations of the features of two rows, a row with itself left out; mean squared difference.
 
     He, Ozay: Feature Kernel Distillation. ICLR 2022. openreview:tBIQEvApZK5. Their total has a term on labels: without
@@ -266,36 +237,24 @@ class FKD:
     student's squared feature norm; relative to the loss, so that 0.01 beside a weight of 300 is 0.01 / 300.
     """
 
-    student: str = PENULTIMATE
-    teacher: Paths = PENULTIMATE
     regularise: float = 0.01 / 300
     name: ClassVar[str] = "fkd"
-    input_grad: ClassVar[bool] = False
-    coupled: ClassVar[bool] = True
-    uses_teacher: ClassVar[bool] = True
-    scale: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
-        require_paths(self.student, self.teacher)
+        super().__post_init__()
         if not 0.0 <= self.regularise < math.inf:
             raise ValueError(f"regularise: expected a number >= 0, found {self.regularise!r}")
 
     @property
-    def needs(self) -> Mapping[str, tuple[str, ...]]:
-        return tapped(self.student, self.teacher)
+    def family(self) -> Family:
+        return _FKD
 
-    def init(self, problem: Problem, seed: int) -> nn.Module | None:
-        del seed  # nothing to train beside the student
-        check_taps(self.needs, problem)
-        return None
-
-    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
-        ours, theirs = features_of(self.name, self.needs, student, teacher)
-        return fkd(ours, theirs, self.regularise).expand(len(batch))
+    def value(self, student: Tensor, teacher: Teachers) -> Tensor:
+        return fkd(student, teacher, self.regularise)
 
 
 @dataclass(frozen=True)
-class Relation:
+class Relation(Related):
     """Any member of the family: kernel x normalisation x diagonal x distance. no paper of its own.
 
     student: the path of the module whose features are compared. teacher: likewise; of several paths (the members of an
@@ -305,8 +264,6 @@ class Relation:
     batch whose angles need more memory is refused.
     """
 
-    student: str = PENULTIMATE
-    teacher: Paths = PENULTIMATE
     kernel: Kernel = "gram"
     normalise: Normalise = "correlation"
     diagonal: Diagonal = "zero"
@@ -315,28 +272,7 @@ class Relation:
     rows: int | None = None
     max_bytes: int = 2**30
     name: ClassVar[str] = "relation"
-    input_grad: ClassVar[bool] = False
-    coupled: ClassVar[bool] = True
-    uses_teacher: ClassVar[bool] = True
-    scale: ClassVar[float] = 1.0
-
-    def __post_init__(self) -> None:
-        require_paths(self.student, self.teacher)
-        _ = self.family  # refuses what has no meaning together
 
     @property
     def family(self) -> Family:
         return Family(self.kernel, self.normalise, self.diagonal, self.distance, self.gamma, self.rows, self.max_bytes)
-
-    @property
-    def needs(self) -> Mapping[str, tuple[str, ...]]:
-        return tapped(self.student, self.teacher)
-
-    def init(self, problem: Problem, seed: int) -> nn.Module | None:
-        del seed  # nothing to train beside the student
-        check_taps(self.needs, problem)
-        return None
-
-    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
-        ours, theirs = features_of(self.name, self.needs, student, teacher)
-        return relation(ours, theirs, self.family, self.name).expand(len(batch))

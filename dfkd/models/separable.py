@@ -38,9 +38,9 @@ def _separated(part: nn.Conv2d) -> nn.Sequential:
         part.in_channels,
         part.in_channels,
         part.kernel_size,  # type: ignore[arg-type]  # a pair, annotated as a tuple of any length
-        stride=part.stride,  # type: ignore[arg-type]
-        padding=part.padding,  # type: ignore[arg-type]
-        dilation=part.dilation,  # type: ignore[arg-type]
+        stride=part.stride,  # type: ignore[arg-type]  # likewise
+        padding=part.padding,  # type: ignore[arg-type]  # likewise
+        dilation=part.dilation,  # type: ignore[arg-type]  # likewise
         groups=part.in_channels,
         bias=False,  # BatchNorm follows
         padding_mode=part.padding_mode,

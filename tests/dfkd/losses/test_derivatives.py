@@ -294,7 +294,7 @@ def test_the_student_is_asked_as_it_will_be_used_or_as_it_learns(make: Callable[
         _, call = called(make(mode), p)
         torch.testing.assert_close(call(), expected(training))
         assert all(part.training for part in p.student.module.modules())
-        assert p.student.module[1].num_batches_tracked == 1  # type: ignore[index]  # it learnt once
+        assert p.student.module[1].num_batches_tracked == 1  # type: ignore[index]  # a Sequential; it learnt once
     assert not torch.allclose(expected(True), expected(False), rtol=0.05)
 
 
@@ -442,8 +442,8 @@ def test_refuses_a_number_of_directions_that_is_none(directions: Any) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Jacobian(student_mode="batch"), "student_mode: expected one of eval, train, found 'batch'"),  # type: ignore[arg-type]
-        (lambda: ClassGradient(student_mode="batch"), "student_mode: expected one of eval, train"),  # type: ignore[arg-type]
+        (lambda: Jacobian(student_mode="batch"), "student_mode: expected one of eval, train, found 'batch'"),  # type: ignore[arg-type]  # refused
+        (lambda: ClassGradient(student_mode="batch"), "student_mode: expected one of eval, train"),  # type: ignore[arg-type]  # refused
         (lambda: ClassGradient(of="student"), "of: expected one of teacher, label, found 'student'"),  # type: ignore[arg-type]
     ],
 )
