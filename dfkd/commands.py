@@ -43,7 +43,7 @@ __all__ = ["compare", "distill", "evaluate", "report", "scout", "teach"]
 def compare(words: list[str], out: Path | None, workers: int | None, dry_run: bool) -> None:
     """`dfkd compare`."""
     check_layout()
-    demo = None if any(Path(w).is_file() for w in words) else _packaged("demo.yaml")
+    demo = None if any(os.path.isfile(w) for w in words) else _packaged("demo.yaml")
     config: CompareConfig = configuration.parse(CompareConfig, configuration.read_settings(words, demo))
     resolved = configuration.dump(config)
     if dry_run:
@@ -259,7 +259,7 @@ def _same_model(teacher: Any) -> dict[str, Any]:
         return _same_model(members[0])
     weights, given = teacher.get("weights"), teacher.get("options")
     given = dict(given) if isinstance(given, Mapping) else {}
-    named = named_in(Path(weights)) if isinstance(weights, str) and Path(weights).is_file() else None
+    named = named_in(Path(weights)) if isinstance(weights, str) and os.path.isfile(weights) else None
     if named is not None and teacher.get("model") in (None, named["model"]):
         return {"model": named["model"], "options": {**named["options"], **given}}
     model = teacher.get("model")

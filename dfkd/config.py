@@ -6,6 +6,7 @@ one; a wrong type or an illegal value is one line that says where it stands.
 
 import dataclasses
 import json
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -214,11 +215,11 @@ def read_settings(words: Iterable[str], base: Mapping[str, Any] | None = None) -
     settings: dict[str, Any] = dict(base or {})
     for word in words:
         key, equals, value = word.partition("=")
-        if equals and not Path(word).is_file():
+        if equals and not os.path.isfile(word):  # no file where the system takes no name so long
             _set(settings, key.strip().split("."), _yaml(value, word), word)
             continue
         path = Path(word)
-        if not path.is_file():
+        if not os.path.isfile(word):
             raise ValueError(f"{word}: expected a YAML file or KEY=VALUE, found no such file")
         try:
             loaded = _yaml(path.read_text(encoding="utf-8"), word)

@@ -320,6 +320,11 @@ def test_wrong_words_are_named(text: str, words: tuple[str, ...], message: str, 
         read(tmp_path, text, *words)
 
 
+def test_words_may_be_longer_than_the_name_of_a_file(tmp_path: Path) -> None:
+    names = [f"sampler_{number}" for number in range(400)]
+    assert read(tmp_path, "a: 1", f"samplers=[{', '.join(names)}]")["samplers"] == names
+
+
 def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(ValueError, match=r"x.yaml: expected a YAML file, found bytes that are not text"):
