@@ -5,7 +5,7 @@ from typing import Any
 
 from dfkd.naming import unknown
 
-__all__ = ["LOSSES", "SAMPLERS", "SCHEMES", "find"]
+__all__ = ["GENERATORS", "LOSSES", "SAMPLERS", "SCHEMES", "find"]
 
 SAMPLERS = {
     "real": "samplers.real:Real",
@@ -77,6 +77,8 @@ SCHEMES = {
     "deep_to_shallow": "dfkd.schemes.exits:DeepToShallow",
     "mean_teacher": "dfkd.schemes.mean_teacher:MeanTeacher",
 }
+
+GENERATORS: dict[str, str] = {}
 
 
 def find(what: str, name: str, table: dict[str, str]) -> Any:
