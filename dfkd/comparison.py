@@ -31,7 +31,7 @@ from dfkd.results import Line, Summary
 from dfkd.rng import derive
 from dfkd.schemes.offline import make_problem, make_student, make_trained
 from dfkd.schemes.together import Together
-from dfkd.scoring import score_seed
+from dfkd.scoring import feature_pairs, score_seed
 from dfkd.types import InputSpec, as_device
 
 if TYPE_CHECKING:
@@ -164,6 +164,7 @@ def _try(settings: Settings) -> None:
     problem = make_problem(settings.teacher, student, spec, device="cpu", precision=settings.precision)
     if settings.control_teacher is not None:
         Probe(settings.control_teacher, spec, name="control teacher").check()
+    feature_pairs(settings, problem.teacher)
     for sampler in settings.samplers.values():
         try:
             try_sampler(sampler, problem)

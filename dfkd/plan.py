@@ -15,6 +15,7 @@ from dfkd.engine import Budget, Optimiser
 from dfkd.fidelity.corruptions import parse_corruption
 from dfkd.interfaces import Sampler, StudentFactory, preset_of
 from dfkd.losses import KL, Objective, combine
+from dfkd.losses.features import Pairs, checked_pairs
 from dfkd.naming import unknown
 from dfkd.rng import derive
 from dfkd.schemes.together import Together
@@ -48,6 +49,8 @@ class Evaluation:
     corruptions: `name@severity`, severity 1 to 5. epsilons: half width of the worst-case ball in 1/255 of the box;
     worst_case_steps and worst_case_restarts of its search; worst_case_around: `test` or a sampler's label. rows: how
     many rows of noise and of each sampler are drawn. worst_case_rows: how many rows are searched; None searches all.
+    features: module paths [[student's, teacher's], ...] whose likeness is measured; None for the penultimate features
+    where both models have them. feature_rows: on so many rows of each column.
     """
 
     columns: tuple[str, ...] = COLUMNS
@@ -58,8 +61,13 @@ class Evaluation:
     worst_case_around: str = "test"
     worst_case_rows: int | None = 1000
     rows: int = 1000
+    # not written where they are not set: folders that were begun before these were settings go on
+    features: Pairs | None = field(default=None, metadata={"unless": None})
+    feature_rows: int = field(default=1000, metadata={"unless": 1000})
 
     def __post_init__(self) -> None:
+        if self.features:
+            object.__setattr__(self, "features", checked_pairs(self.features, "features"))
         for column in self.columns:
             if column not in COLUMNS:
                 raise unknown("columns", column, COLUMNS)
@@ -67,7 +75,7 @@ class Evaluation:
             raise ValueError(f"columns: expected at least one of {', '.join(COLUMNS)}, found none")
         for corruption in self.corruptions:
             parse_corruption(corruption)
-        for name in ("rows", "worst_case_rows", "worst_case_steps", "worst_case_restarts"):
+        for name in ("rows", "worst_case_rows", "worst_case_steps", "worst_case_restarts", "feature_rows"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected an integer >= 1, found {value!r}")

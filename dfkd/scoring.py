@@ -3,7 +3,7 @@
 What is found stays in the run's folder: its result lines, and the values row by row that paired tests need.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -12,23 +12,24 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 
 from dfkd import models
 from dfkd.fidelity import columns, metrics
 from dfkd.fidelity.columns import Column
 from dfkd.fidelity.corruptions import corrupted_column, parse_corruption
+from dfkd.fidelity.features import default_pairs, feature_scores, pair_name
 from dfkd.fidelity.recalibrate import recalibrated
 from dfkd.fidelity.worst_case import worst_case_column
 from dfkd.files import replace_file, replacing
 from dfkd.interfaces import is_data_free
+from dfkd.losses.features import Pairs
 from dfkd.plan import Settings, bank_file, read_record, run_folder, some_rows
 from dfkd.problem import Probe
 from dfkd.results import Line, finite
 from dfkd.schemes.offline import make_student
-from dfkd.types import BatchNormMode, as_device, whole
+from dfkd.types import BatchNormMode, Outputs, as_device, whole
 
-__all__ = ["score_seed"]
+__all__ = ["feature_pairs", "score_seed"]
 
 
 def score_seed(settings: Settings, folder: Path, seed: int) -> None:
@@ -37,7 +38,8 @@ def score_seed(settings: Settings, folder: Path, seed: int) -> None:
     if not waiting:
         return
     teacher = Probe(settings.teacher, settings.spec, as_device(settings.device))
-    fixed = [(column, _answers(teacher, column)) for column in _fixed_columns(settings, folder, seed)]
+    layers = feature_pairs(settings, teacher)
+    fixed = [(column, _asked(settings, teacher, column, layers)) for column in _fixed_columns(settings, folder, seed)]
     shared = teacher.counts["evaluate"]["forward"]
     for label in waiting:
         run = run_folder(folder, label, seed)
@@ -47,7 +49,7 @@ def score_seed(settings: Settings, folder: Path, seed: int) -> None:
         rows: dict[str, np.ndarray] = {}
         if record["status"] == "ok":
             before = teacher.counts["evaluate"]["forward"]
-            lines, rows = _score_student(settings, folder, head, teacher, fixed)
+            lines, rows = _score_student(settings, folder, head, teacher, fixed, layers)
             asked = head.evaluate_forward + shared + teacher.counts["evaluate"]["forward"] - before
             for metric, value in record["diagnostics"].items():
                 lines.append(replace(head, evaluation="own_draws", metric=metric, value=finite(value)))
@@ -58,7 +60,7 @@ def score_seed(settings: Settings, folder: Path, seed: int) -> None:
 
 
 def _score_student(
-    settings: Settings, folder: Path, head: Line, teacher: Probe, fixed: list[tuple[Column, Tensor]]
+    settings: Settings, folder: Path, head: Line, teacher: Probe, fixed: list[tuple[Column, Outputs]], layers: Pairs
 ) -> tuple[list[Line], dict[str, np.ndarray]]:
     """The lines of one student and its values row by row. A column without a number is a line that says why."""
     student, control = (_scored(settings, folder, head.sampler, head.seed, name) for name in ("student", "control"))
@@ -72,10 +74,12 @@ def _score_student(
         lines += [replace(head, evaluation=name, status="unsupported") for name in names]
         near = []
     worst = (
-        (column, _answers(teacher, column)) for column in _worst_cases(settings, near, head.seed, teacher, student)
+        (column, _asked(settings, teacher, column, layers))
+        for column in _worst_cases(settings, near, head.seed, teacher, student)
     )
-    for column, teacher_logits in chain(fixed, worst):
-        logits = columns.logits(student, column.x, settings.spec, mode)
+    for column, told in chain(fixed, worst):
+        answered = _answers(settings, student, column, [ours for ours, _ in layers], mode)
+        logits = answered.logits
         if not bool(logits.isfinite().all()):
             lines.append(replace(head, evaluation=column.name, status="diverged"))
             continue
@@ -84,9 +88,12 @@ def _score_student(
             control_logits = columns.logits(control, column.x, settings.spec, mode)
             if not bool(control_logits.isfinite().all()):
                 control_logits = None
-        found = metrics.score(logits, teacher_logits, column.y, control_logits)
+        found = metrics.score(logits, told.logits, column.y, control_logits)
+        for ours, theirs in layers:
+            alike = feature_scores(answered.features[ours], told.features[theirs])
+            found |= {pair_name(name, (ours, theirs)): value for name, value in alike.items()}
         lines += [replace(head, evaluation=column.name, metric=m, value=finite(v)) for m, v in found.items()]
-        rowwise = metrics.rowwise(logits, teacher_logits, column.y)
+        rowwise = metrics.rowwise(logits, told.logits, column.y)
         rows |= {f"{metric}|{column.name}": rowwise[metric].float().numpy() for metric in ("agreement", "kl")}
     return lines, rows
 
@@ -96,12 +103,29 @@ def _gives_input_gradients(probe: Probe) -> bool:
         return "input_grad" in probe.capabilities
 
 
-def _answers(teacher: Probe, column: Column) -> Tensor:
-    """The teacher's logits; ValueError where there is nothing to compare a student with."""
-    logits = columns.logits(teacher, column.x, teacher.spec)
-    if not bool(logits.isfinite().all()):
+def feature_pairs(settings: Settings, teacher: Probe) -> Pairs:
+    """Whose likeness is measured: as named, each found in its model, or what both models have."""
+    pairs = settings.evaluate.features
+    student = Probe(make_student(settings.student, settings.spec, settings.seeds[0]), settings.spec, name="student")
+    if pairs is None:
+        return default_pairs(student, teacher)
+    student.feature_shapes(*(ours for ours, _ in pairs))
+    teacher.feature_shapes(*(theirs for _, theirs in pairs))
+    return pairs
+
+
+def _answers(settings: Settings, probe: Probe, column: Column, taps: Sequence[str], mode: BatchNormMode) -> Outputs:
+    """Logits of all rows of a column, features of some."""
+    some = some_rows(len(column), settings.evaluate.feature_rows)
+    return columns.answers(probe, column.x, settings.spec, mode, taps=taps, kept=some)
+
+
+def _asked(settings: Settings, teacher: Probe, column: Column, layers: Pairs) -> Outputs:
+    """The teacher's answers; ValueError where there is nothing to compare a student with."""
+    told = _answers(settings, teacher, column, [theirs for _, theirs in layers], "eval")
+    if not bool(told.logits.isfinite().all()):
         raise ValueError(f"teacher: expected finite logits on the column {column.name!r}, found NaN or infinity")
-    return logits
+    return told
 
 
 def _fixed_columns(settings: Settings, folder: Path, seed: int) -> Iterator[Column]:

@@ -87,6 +87,20 @@ FAULTS = (
         ("tests/dfkd/losses/test_features.py::test_distances_equal_their_definitions",),
     ),
     Fault(
+        "features in the order in which they were asked for",
+        "dfkd/fidelity/columns.py",
+        "torch.cat(given)[order] for path",
+        "torch.cat(given) for path",
+        ("tests/dfkd/fidelity/test_features.py::test_features_are_those_of_the_rows_asked_for",),
+    ),
+    Fault(
+        "alignment of features told as a distance",
+        "dfkd/fidelity/features.py",
+        "1.0 - float(cka(ours, theirs))",
+        "float(cka(ours, theirs))",
+        ("tests/dfkd/fidelity/test_features.py::test_equals_its_definitions",),
+    ),
+    Fault(
         "squares of large maps overflow",
         "dfkd/losses/attention.py",
         "maps / where(zero, 1.0, largest)",

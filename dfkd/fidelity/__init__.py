@@ -2,6 +2,7 @@
 
 from dfkd.fidelity.columns import (
     Column,
+    answers,
     draws_column,
     logits,
     test_column,
@@ -9,6 +10,7 @@ from dfkd.fidelity.columns import (
 )
 from dfkd.fidelity.corruptions import CORRUPTIONS, corrupted, corrupted_column, parse_corruption
 from dfkd.fidelity.diagnostics import DIAGNOSTICS, Diagnosis, LayerShift, diagnose
+from dfkd.fidelity.features import FEATURE_METRICS, feature_scores
 from dfkd.fidelity.metrics import METRICS, Metric, calibration_error, metric, rowwise, score
 from dfkd.fidelity.recalibrate import SCORING, Scoring, recalibrated, scored_logits
 from dfkd.fidelity.statistics import (
@@ -26,6 +28,7 @@ from dfkd.fidelity.worst_case import worst_case, worst_case_column
 __all__ = [
     "CORRUPTIONS",
     "DIAGNOSTICS",
+    "FEATURE_METRICS",
     "METRICS",
     "SCORING",
     "Column",
@@ -36,12 +39,14 @@ __all__ = [
     "Scoring",
     "Spread",
     "Verdict",
+    "answers",
     "calibration_error",
     "corrupted",
     "corrupted_column",
     "detectable",
     "diagnose",
     "draws_column",
+    "feature_scores",
     "holm",
     "leads",
     "logits",

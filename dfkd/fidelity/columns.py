@@ -3,7 +3,7 @@
 The banks are made once and shared by all students of a comparison; only `worst_case` is searched against each.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -15,11 +15,12 @@ from dfkd.interfaces import Sampler
 from dfkd.pixels import to_bytes, to_pixels
 from dfkd.problem import Probe, Problem
 from dfkd.rng import derive
-from dfkd.types import BatchNormMode, InputSpec, Labelling, whole
+from dfkd.types import BatchNormMode, InputSpec, Labelling, Outputs, whole
 
 __all__ = [
     "Column",
     "Kind",
+    "answers",
     "as_evaluation",
     "chunks",
     "draws_column",
@@ -109,24 +110,47 @@ def logits(
     mode: BatchNormMode | Labelling = "eval",
     batch: int = 500,
 ) -> Tensor:
-    """x (n, c, h, w) uint8 or pixels -> (n, k) float32 on the CPU, counted under "evaluate".
+    """x (n, c, h, w) uint8 or pixels -> (n, k) float32 on the CPU, counted under "evaluate". Modes as for `answers`."""
+    return answers(probe, x, spec, mode, batch).logits
+
+
+def answers(
+    probe: Probe,
+    x: Tensor,
+    spec: InputSpec,
+    mode: BatchNormMode | Labelling = "eval",
+    batch: int = 500,
+    taps: Sequence[str] = (),
+    kept: Tensor | None = None,
+) -> Outputs:
+    """x (n, c, h, w) uint8 or pixels -> logits (n, k) float32 on the CPU, counted under "evaluate".
 
     mode: one for all rows, or runs of rows with a mode each. In mode `batch` the rows of a run that is longer than
     `batch` are dealt into equal batches by a fixed shuffle, so that rows sorted by class are answered in mixed company;
-    the answers are transductive: they depend on which rows are asked together.
+    the answers are transductive: they depend on which rows are asked together. taps: module paths, of which the
+    features are given too, (m, d) each: of the rows `kept` (m,) in ascending order, None for all.
     """
     runs: Labelling = whole(len(x), mode) if isinstance(mode, str) else mode
     if sum(rows for rows, _ in runs) != len(x):
         raise ValueError(f"mode: expected runs that add up to {len(x)} rows, found {runs!r}")
-    answers = torch.empty(len(x), spec.num_classes)
-    start = 0
-    with probe.counting("evaluate"), torch.no_grad():
+    found = torch.empty(len(x), spec.num_classes)
+    features = {path: list[Tensor]() for path in taps}
+    wanted = torch.zeros(len(x), dtype=torch.bool)
+    wanted[slice(None) if kept is None else kept] = True
+    asked_for, start = list[Tensor](), 0
+    with probe.counting("evaluate"), torch.no_grad(), probe.taps(*taps):
         for rows, how in _joined(runs):
             for part in chunks(rows, batch, mixed=how == "batch"):
-                asked = to_pixels(x[(start + part).to(x.device)].to(probe.device), spec)
-                answers[start + part] = probe(asked, how).logits.cpu()  # sync
+                here = start + part
+                answer = probe(to_pixels(x[here.to(x.device)].to(probe.device), spec), how)
+                found[here] = answer.logits.cpu()  # sync
+                inside = wanted[here]
+                asked_for.append(here[inside])
+                for path, given in features.items():
+                    given.append(answer.features[path].flatten(1).cpu()[inside])  # sync
             start += rows
-    return answers
+    order = torch.cat(asked_for).argsort()  # as asked -> as they stand in x
+    return Outputs(found, {path: torch.cat(given)[order] for path, given in features.items()})
 
 
 def chunks(n: int, batch: int, mixed: bool) -> list[Tensor]:

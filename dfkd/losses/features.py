@@ -65,13 +65,13 @@ def feature_distance(student: Tensor, teacher: Tensor, distance: Distance = "mse
     return values.flatten(1).mean(dim=1)
 
 
-def checked_pairs(pairs: Any) -> Pairs:
+def checked_pairs(pairs: Any, name: str = "pairs") -> Pairs:
     """The pairs as tuples; ValueError where they are none."""
     listed: list[Any] = list(pairs) if isinstance(pairs, (tuple, list)) else []
     for pair in listed or [None]:
         two = isinstance(pair, (tuple, list)) and len(pair) == 2
         if not two or not all(isinstance(path, str) and path for path in pair):
-            raise ValueError(f"pairs: expected [[student's module path, teacher's], ...], found {pairs!r}")
+            raise ValueError(f"{name}: expected [[student's module path, teacher's], ...], found {pairs!r}")
     return tuple((ours, theirs) for ours, theirs in listed)
 
 

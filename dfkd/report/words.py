@@ -1,7 +1,7 @@
 """What a metric is called, which way it is better, and how its numbers are written."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 __all__ = ["DIAGNOSTICS", "METRICS", "Metric", "describe", "duration", "large", "listed", "number", "plain", "spread"]
@@ -85,13 +85,24 @@ DIAGNOSTICS: dict[str, tuple[str, str]] = {
 }
 
 
+_OF_LAYERS = {
+    "cka": Metric("CKA", "higher", "plain", "linear alignment of the rows' similarities in {}; 1 for equal"),
+    "fkd": Metric("FKD", "lower", "plain", "mean squared difference of the correlations of two rows' features, {}"),
+}
+
+
 def describe(metric: str) -> Metric:
-    """The metric's entry; agreement@k by pattern; an unknown one under its own name."""
+    """The metric's entry; agreement@k and cka@layer by pattern; an unknown one under its own name."""
     if metric in METRICS:
         return METRICS[metric]
-    if metric.startswith("agreement@"):
-        k = metric.partition("@")[2]
-        return Metric(f"agreement@{k}", "higher", "percent", f"teacher's class among the student's {k} largest")
+    kind, _, of = metric.partition("@")
+    if kind == "agreement":
+        return Metric(f"agreement@{of}", "higher", "percent", f"teacher's class among the student's {of} largest")
+    if kind in _OF_LAYERS and of:
+        ours, _, theirs = of.partition("=")
+        layers = f"{ours} of the student, {theirs or ours} of the teacher"
+        known = _OF_LAYERS[kind]
+        return replace(known, title=f"{known.title} {of.replace('=', ' = ')}", meaning=known.meaning.format(layers))
     return Metric(metric.replace("_", " "), None, "plain", "")
 
 

@@ -25,7 +25,7 @@ import dfkd as package
 from dfkd import Budget, Evaluation, InputSpec, Optimiser, scoring
 from dfkd.comparison import Comparison, compare
 from dfkd.data import Dataset, ImageSet, load
-from dfkd.fidelity import columns, metrics
+from dfkd.fidelity import columns, feature_scores, metrics
 from dfkd.interfaces import Preset
 from dfkd.losses import LogitMSE, combine
 from dfkd.plan import Settings
@@ -135,6 +135,45 @@ def test_every_column_is_scored_for_every_student(done: Path) -> None:
             assert 0.0 <= test["agreement"] <= 1.0
             uniform = {line["metric"] for line in mine if line["evaluation"] == "uniform"}
             assert not uniform & {"accuracy", "nll", "ece", "brier"}
+
+
+def test_features_are_compared_where_logits_are(done: Path, quadrants: Path, teachers: tuple[Path, Path]) -> None:
+    """Penultimate features by default; recomputed from what is saved, on all 24 test rows."""
+    mine = [line for line in results(done) if line["metric"] in ("cka@penultimate", "fkd@penultimate")]
+    everywhere = {line["evaluation"] for line in results(done)} - {"own_draws"}
+    assert {line["evaluation"] for line in mine} == everywhere
+    data = load(str(quadrants))
+    probes = [Probe(package.load(f), data.spec) for f in (done / "runs/real-s1/student.safetensors", teachers[0])]
+    student, teacher = (columns.answers(p, data.test.x, data.spec, taps=("penultimate",)).features for p in probes)
+    expected = feature_scores(student["penultimate"], teacher["penultimate"])
+    for name in ("cka", "fkd"):
+        assert value(results(done), "real", 1, "test", f"{name}@penultimate") == pytest.approx(expected[name], abs=1e-6)
+    assert "CKA penultimate" in (done / "report.html").read_text(encoding="utf-8")
+
+
+def test_layers_are_named_in_pairs_and_found_before_any_work(tmp_path: Path, network: Network) -> None:
+    def evaluated(*pairs: tuple[str, str], rows: int = 1000) -> Evaluation:
+        return Evaluation(columns=("uniform",), rows=8, features=pairs, feature_rows=rows)
+
+    words = {"student": "digits_cnn", "budget": Budget(steps=1, batch=4)}
+    lines = small(
+        tmp_path / "a", network, [Uniform()], evaluate=evaluated(("conv1", "conv2"), ("bn3", "bn3")), **words
+    ).lines
+    found = {line.metric: line.value for line in lines if "@" in line.metric and "agreement" not in line.metric}
+    assert set(found) == {"cka@conv1=conv2", "fkd@conv1=conv2", "cka@bn3", "fkd@bn3"}
+    few = small(tmp_path / "b", network, [Uniform()], evaluate=evaluated(("bn3", "bn3"), rows=4), **words).lines
+    assert next(line.value for line in few if line.metric == "cka@bn3") != found["cka@bn3"]
+    assert not [
+        m
+        for m in small(tmp_path / "c", network, [Uniform()], evaluate=evaluated(), **words).summary.metrics
+        if "cka" in m
+    ]
+    for pair, who in ((("conv9", "bn3"), "student"), (("bn3", "conv9"), "teacher")):
+        with pytest.raises(ValueError, match=f"module path of the {who}: unknown 'conv9'; the nearest is 'conv"):
+            small(tmp_path / "d", network, [Uniform()], evaluate=evaluated(pair), **words)
+    assert not (tmp_path / "d" / "out").exists()
+    with pytest.raises(ValueError, match=r"features: expected \[\[student's module path, teacher's\], ...\], found"):
+        Evaluation(features=(("a",),))  # type: ignore[arg-type]
 
 
 def test_excess_stands_exactly_where_a_control_ran(done: Path) -> None:

@@ -32,7 +32,7 @@ MAY: dict[str, set[str]] = {
     "losses": CORE,
     "models": CORE,
     "data": CORE,
-    "fidelity": CORE,
+    "fidelity": CORE | {"losses"},
     "results": CORE,
     "evaluate": CORE | {"fidelity"},
     **dict.fromkeys(RUN, CORE | RUN | {"losses"}),

@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 import pytest
 
+from dfkd.fidelity.features import FEATURE_METRICS, pair_name
 from dfkd.fidelity.metrics import METRICS as MEASURED
 from dfkd.report.charts.place import Frame, place
 from dfkd.report.colour import LEVELS, RAMPS, SERIES, contrast, ink, ramp
@@ -68,6 +69,12 @@ def test_every_measured_metric_is_described_the_same_way_round() -> None:
         direction = {True: "higher", False: "lower", None: None}[measured.higher_is_better]
         assert describe(name).better == direction, name
         assert name in METRICS or name.startswith("agreement@"), name
+    for name, measured in FEATURE_METRICS.items():
+        found = describe(pair_name(name, ("conv2", "layer1")))
+        assert found.better == {True: "higher", False: "lower"}[bool(measured.higher_is_better)], name
+        assert found.title == f"{name.upper()} conv2 = layer1"
+        assert "conv2 of the student, layer1 of the teacher" in found.meaning
+        assert "fc of the student, fc of the teacher" in describe(pair_name(name, ("fc", "fc"))).meaning
 
 
 @pytest.mark.parametrize("name", sorted(METRICS))
