@@ -22,7 +22,7 @@ STEM = {"small": 128, "large": 256}
 """Channels of the quarter-size map that the latent vector is mapped to."""
 
 BOUNDED: tuple[Head, ...] = ("sigmoid", "tanh")
-"""Heads that stay in the box. The others give normalised images, one unit a quarter of the span, and may leave it."""
+"""Heads that stay in the box. The others give normalised images, of a mean and a deviation, and may leave it."""
 
 
 class Trunk(nn.Module):
@@ -32,9 +32,9 @@ class Trunk(nn.Module):
     quarter size; 2.33 M parameters for 32x32 colour images at latent 256) or `large` (256; 4.58 M). low, high: the
     pixel box. batchnorm_eps: what BatchNorm adds to the variance after the two inner convolutions, > 0; the other
     BatchNorm layers keep torch's 1e-5. head: `sigmoid` and `tanh` fill the box; `tanh_batchnorm` (after tanh, a
-    BatchNorm without affine parameters) and `batchnorm` (one with them, no tanh) are read as middle + span / 4 *
-    output. biases: of the two inner convolutions. spectral_norm: whether the three convolutions are divided by their
-    largest singular value.
+    BatchNorm without affine parameters) and `batchnorm` (one with them, no tanh) are read as normalised by mean and
+    std, in fractions of the box, std > 0. biases: of the two inner convolutions. spectral_norm: whether the three
+    convolutions are divided by their largest singular value.
     """
 
     def __init__(
@@ -47,6 +47,8 @@ class Trunk(nn.Module):
         high: float = 1.0,
         batchnorm_eps: float = 1e-5,
         head: Head = "sigmoid",
+        mean: float = 0.5,
+        std: float = 0.25,
         biases: bool = False,
         spectral_norm: bool = False,
     ) -> None:
@@ -64,7 +66,10 @@ class Trunk(nn.Module):
             raise ValueError(f"low: expected a number below high ({high!r}), found {low!r}")
         if not batchnorm_eps > 0.0:
             raise ValueError(f"batchnorm_eps: expected a number > 0, found {batchnorm_eps!r}")
+        if not std > 0.0:
+            raise ValueError(f"std: expected a number > 0, found {std!r}")
         self.latent, self.low, self.high, self.head_kind = latent, low, high, head
+        self.mean, self.std = low + mean * (high - low), std * (high - low)
         self.start = (STEM[width], height // 4, width_px // 4)
         self.stem = nn.Linear(latent, STEM[width] * (height // 4) * (width_px // 4))
         self.body = nn.Sequential(
@@ -103,4 +108,4 @@ class Trunk(nn.Module):
         if self.head_kind == "tanh_batchnorm":
             out = torch.tanh(out)
         normal: Tensor = self.norm(out)
-        return 0.5 * (low + high) + 0.25 * (high - low) * normal
+        return self.mean + self.std * normal

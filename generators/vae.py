@@ -70,10 +70,19 @@ class VAE(nn.Module):
     """Encoder and decoder; the decoder is a small trunk whose images may leave the box, as the published one is.
 
     shape: (c, h, w) as for Trunk. latent: >= 1. low, high: the pixel box. batchnorm_eps: of the inner BatchNorms, > 0.
+    mean, std: of the images recalled, in fractions of the box, as for Trunk.
     """
 
     def __init__(
-        self, shape: tuple[int, int, int], latent: int, *, low: float, high: float, batchnorm_eps: float = 0.8
+        self,
+        shape: tuple[int, int, int],
+        latent: int,
+        *,
+        low: float,
+        high: float,
+        batchnorm_eps: float = 0.8,
+        mean: float = 0.5,
+        std: float = 0.25,
     ) -> None:
         super().__init__()
         self.decoder = Trunk(
@@ -84,6 +93,8 @@ class VAE(nn.Module):
             high=high,
             batchnorm_eps=batchnorm_eps,
             head="tanh_batchnorm",
+            mean=mean,
+            std=std,
             biases=True,
         )
         self.encoder = Encoder(shape, latent, low=low, high=high, batchnorm_eps=batchnorm_eps)

@@ -37,6 +37,8 @@ class DAFL:
     one_hot: weight of the teacher's certainty of some class, >= 0. balance: weight of using all classes equally, in
     nats, >= 0; brackets above: in decimal logarithms. activation: weight of the mean absolute feature, >= 0. latent:
     length of the generator's input, >= 1. batchnorm_eps: what its inner BatchNorm layers add to the variance, > 0.
+    mean, std: of its images before they are clipped, in fractions of the box; as its last layer is a normalised image,
+    they are to be those that the teacher's images are normalised by (MNIST: 0.1307 and 0.3081), where these are known.
     learning_rate: Adam's, > 0. batch: images in a generator step, >= 2; small ones fail. student_steps: draws that show
     the images of one generator step, >= 1. labelling: the teacher's BatchNorm mode for the images, `eval` or `batch`.
     """
@@ -46,6 +48,8 @@ class DAFL:
     activation: float = 0.1
     latent: int = 100
     batchnorm_eps: float = 0.8
+    mean: float = 0.5
+    std: float = 0.25
     learning_rate: float = 0.2
     batch: int = 512
     student_steps: int = 1
@@ -64,11 +68,12 @@ class DAFL:
     def __post_init__(self) -> None:
         whole_at_least(self, 1, "latent", "student_steps")
         whole_at_least(self, 2, "batch")
-        positive(self, "batchnorm_eps", "learning_rate")
+        positive(self, "learning_rate")
         at_least(self, 0.0, "one_hot", "balance", "activation")
         a_labelling(self.labelling)
         if not self.objective.terms:
             raise ValueError("one_hot: expected at least one weight above 0, found none")
+        _ = self._online.network  # it checks what is left
 
     @classmethod
     def cifar10(cls) -> "DAFL":
@@ -92,7 +97,7 @@ class DAFL:
     def _online(self) -> OnlineGenerator:
         return OnlineGenerator(
             self.objective,
-            TrunkNetwork(self.latent, "small", "tanh_batchnorm", self.batchnorm_eps, biases=True),
+            TrunkNetwork(self.latent, "small", "tanh_batchnorm", self.batchnorm_eps, self.mean, self.std, biases=True),
             batch=self.batch,
             learning_rate=self.learning_rate,
             betas=(0.9, 0.999),

@@ -28,14 +28,18 @@ class DFAD:
     `cifar`.
 
     latent: length of the generator's input, >= 1 (CIFAR: 256). network: `trunk`, or `dcgan`, published for images of
-    128 pixels. learning_rate: Adam's, > 0. rate: what it does over the run: `constant`, `cosine` to 0, or `steps`,
-    times 0.1 at each of the milestones. milestones: rising fractions of the run (CIFAR: 0.2, 0.4). batch: images in a
-    generator step, >= 2 (CIFAR: 256). student_steps: draws from one generator step to the next, >= 1. labelling: the
-    teacher's BatchNorm mode for the images, `eval` or `batch`.
+    128 pixels. mean, std: of the trunk's images before they are clipped, in fractions of the box; as its last layer is
+    a normalised image, they are to be those that the teacher's images are normalised by (MNIST: 0.1307 and 0.3081),
+    where these are known. learning_rate: Adam's, > 0. rate: what it does over the run: `constant`, `cosine` to 0, or
+    `steps`, times 0.1 at each of the milestones. milestones: rising fractions of the run (CIFAR: 0.2, 0.4). batch:
+    images in a generator step, >= 2 (CIFAR: 256). student_steps: draws from one generator step to the next, >= 1.
+    labelling: the teacher's BatchNorm mode for the images, `eval` or `batch`.
     """
 
     latent: int = 100
     network: Kind = "trunk"
+    mean: float = 0.5
+    std: float = 0.25
     learning_rate: float = 1e-3
     rate: Rate = "constant"
     milestones: tuple[float, ...] = ()
@@ -59,6 +63,10 @@ class DFAD:
         whole_at_least(self, 2, "batch")
         one_of(self, get_args(Kind), "network")
         positive(self, "learning_rate")
+        if self.network == "dcgan" and (self.mean, self.std) != (0.5, 0.25):
+            raise ValueError(
+                f"mean: expected 0.5 and std 0.25 with network dcgan, which fills the box, found {self.mean!r}"
+            )
         a_labelling(self.labelling)
         _ = self._online  # which refuses a rate or milestones that cannot be
 
@@ -81,7 +89,7 @@ class DFAD:
     def _online(self) -> OnlineGenerator:
         network: Network = DcganNetwork(self.latent)
         if self.network == "trunk":
-            network = TrunkNetwork(self.latent, "small", "tanh_batchnorm", biases=True)
+            network = TrunkNetwork(self.latent, "small", "tanh_batchnorm", mean=self.mean, std=self.std, biases=True)
         return OnlineGenerator(
             self.objective,
             network,

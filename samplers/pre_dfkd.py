@@ -35,12 +35,13 @@ from .state import State
 
 @dataclass(frozen=True)
 class PreDFKD:
-    """remembered: share of a draw that is recalled from the memory, 0 to 1. latent: length of the generator's and
-    of the memory's input, >= 1. learning_rate: Adam's for the generator, > 0. batch: images in its step, >= 2.
-    student_steps: draws from one step of it to the next, >= 1. one_hot: weight of the teacher's certainty of some
-    class, >= 0. balance: weight of using all classes equally, >= 0 (theirs is 5 with logarithms of base 10). Both count
-    in what is recalled too. activation: weight of strong penultimate features, >= 0. adversarial: weight of the
-    disagreement with the student, >= 0, a clamped and swapped Jensen-Shannon form as theirs.
+    """remembered: share of a draw that is recalled from the memory, 0 to 1. latent: length of the generator's and of
+    the memory's input, >= 1. mean, std: of the images of both before they are clipped, in fractions of the box; those
+    that the teacher's images are normalised by, where these are known. learning_rate: Adam's for the generator, > 0.
+    batch: images in its step, >= 2. student_steps: draws from one step of it to the next, >= 1. one_hot: weight of the
+    teacher's certainty of some class, >= 0. balance: weight of using all classes equally, >= 0 (theirs is 5 with
+    logarithms of base 10). Both count in what is recalled too. activation: weight of strong penultimate features, >= 0.
+    adversarial: weight of the disagreement with the student, >= 0, a clamped and swapped Jensen-Shannon form as theirs.
     memory_steps: after how many of the draws between two generator steps the memory learns, >= 0. memory_new: images
     of the generator that it learns at once, >= 2. memory_old: images that it recalls itself and learns with them, >= 0.
     memory_rate: Adam's for it, > 0. recall_rate: Adam's for the one step of a recalled latent vector, > 0. labelling:
@@ -49,6 +50,8 @@ class PreDFKD:
 
     remembered: float = 1 / 9
     latent: int = 1000
+    mean: float = 0.5
+    std: float = 0.25
     learning_rate: float = 0.02
     batch: int = 1024
     student_steps: int = 10
@@ -102,7 +105,9 @@ class PreDFKD:
         # their optimisers keep torch's betas
         return OnlineGenerator(
             self.objective,
-            TrunkNetwork(self.latent, "small", "tanh_batchnorm", batchnorm_eps=0.8, biases=True, spectral_norm=True),
+            TrunkNetwork(
+                self.latent, "small", "tanh_batchnorm", 0.8, self.mean, self.std, biases=True, spectral_norm=True
+            ),
             batch=self.batch,
             learning_rate=self.learning_rate,
             betas=(0.9, 0.999),
@@ -112,7 +117,9 @@ class PreDFKD:
 
     @property
     def _memory(self) -> Memory:
-        return Memory(self.latent, self.memory_rate, self.recall_rate, self.one_hot, self.balance)
+        return Memory(
+            self.latent, self.memory_rate, self.recall_rate, self.one_hot, self.balance, mean=self.mean, std=self.std
+        )
 
     def init(self, problem: Problem, seed: int) -> State:
         generator = self._generator.init(problem, derive(seed, "generator"), self.name)

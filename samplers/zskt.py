@@ -25,13 +25,16 @@ from .state import State
 class ZSKT:
     """Rounds on one set of latents: a generator step, then draws of what they give afterwards, labelled once.
 
-    latent: length of the generator's input, >= 1. learning_rate: Adam's at the start of the run, > 0; along a cosine to
-    0 at its end. clip: largest norm of the generator's gradient, > 0. batch: images in a generator step, >= 2.
-    student_steps: draws that show the same images, >= 1. labelling: the teacher's BatchNorm mode for the images, `eval`
-    or `batch`.
+    latent: length of the generator's input, >= 1. mean, std: of its images at first, before they are clipped, in
+    fractions of the box; those that the teacher's images are normalised by, where these are known. learning_rate:
+    Adam's at the start of the run, > 0; along a cosine to 0 at its end. clip: largest norm of the generator's gradient,
+    > 0. batch: images in a generator step, >= 2. student_steps: draws that show the same images, >= 1. labelling: the
+    teacher's BatchNorm mode for the images, `eval` or `batch`.
     """
 
     latent: int = 100
+    mean: float = 0.5
+    std: float = 0.25
     learning_rate: float = 1e-3
     clip: float = 5.0
     batch: int = 128
@@ -54,6 +57,7 @@ class ZSKT:
         whole_at_least(self, 2, "batch")
         positive(self, "learning_rate", "clip")
         a_labelling(self.labelling)
+        _ = self._online.network  # it checks what is left
 
     @property
     def uses_student(self) -> bool:
@@ -68,7 +72,7 @@ class ZSKT:
     def _online(self) -> OnlineGenerator:
         return OnlineGenerator(
             self.objective,
-            TrunkNetwork(self.latent, "small", "batchnorm", biases=True),
+            TrunkNetwork(self.latent, "small", "batchnorm", mean=self.mean, std=self.std, biases=True),
             batch=self.batch,
             learning_rate=self.learning_rate,
             betas=(0.9, 0.999),

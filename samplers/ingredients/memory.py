@@ -26,7 +26,7 @@ class Memory:
     """latent: length of a latent vector, >= 1. learning_rate: Adam's for the network, > 0. recall_rate: Adam's for the
     one step of a latent vector, > 0. one_hot, balance: what the teacher's certainty and the even use of classes count
     in that step, beside the latents' own mean and variance, >= 0. divergence: weight of the latents' distance from
-    N(0, 1) while the network learns, >= 0.
+    N(0, 1) while the network learns, >= 0. mean, std: of what it recalls, in fractions of the box, as for TrunkNetwork.
     """
 
     latent: int = 1000
@@ -35,6 +35,8 @@ class Memory:
     one_hot: float = 1.0
     balance: float = 2.171
     divergence: float = 1e-5
+    mean: float = 0.5
+    std: float = 0.25
 
     def __post_init__(self) -> None:
         whole_at_least(self, 1, "latent")
@@ -49,7 +51,9 @@ class Memory:
     def init(self, problem: Problem, seed: int) -> State:
         spec = problem.spec
         with initialised(seed):
-            network = VAE(spec.shape, self.latent, low=spec.low, high=spec.high).to(problem.device)
+            network = VAE(spec.shape, self.latent, low=spec.low, high=spec.high, mean=self.mean, std=self.std).to(
+                problem.device
+            )
         return State(network=network.eval(), optimiser=torch.optim.Adam(network.parameters(), lr=self.learning_rate))
 
     def recall(self, state: State, problem: Problem, n: int, rng: torch.Generator) -> Tensor:

@@ -12,7 +12,7 @@ from dfkd.types import InputSpec
 from generators.dcgan import Dcgan
 from generators.trunk import BOUNDED, Head, Trunk, Width
 
-from ..checks import one_of, positive, whole_at_least
+from ..checks import between, one_of, positive, whole_at_least
 
 __all__ = ["DcganNetwork", "Network", "TrunkNetwork", "built"]
 
@@ -38,6 +38,8 @@ class TrunkNetwork:
     width: Width = "large"
     head: Head = "sigmoid"
     batchnorm_eps: float = 1e-5
+    mean: float = 0.5
+    std: float = 0.25
     biases: bool = False
     spectral_norm: bool = False
 
@@ -45,7 +47,8 @@ class TrunkNetwork:
         whole_at_least(self, 1, "latent")
         one_of(self, get_args(Width), "width")
         one_of(self, get_args(Head), "head")
-        positive(self, "batchnorm_eps")
+        positive(self, "batchnorm_eps", "std")
+        between(self, 0.0, 1.0, "mean")
 
     @property
     def bounded(self) -> bool:
@@ -60,6 +63,8 @@ class TrunkNetwork:
             high=spec.high,
             batchnorm_eps=self.batchnorm_eps,
             head=self.head,
+            mean=self.mean,
+            std=self.std,
             biases=self.biases,
             spectral_norm=self.spectral_norm,
         )

@@ -62,8 +62,11 @@ def test_stays_in_its_box_and_reaches_both_ends() -> None:
 HEADS: tuple[Head, ...] = ("sigmoid", "tanh", "tanh_batchnorm", "batchnorm")
 
 
-def slow_pixels(out: torch.Tensor, head: str, low: float, high: float) -> torch.Tensor:
-    """(n, c, h, w) of the last convolution as pixels, value by value; batch statistics, 1e-5 under the root."""
+def slow_pixels(out: torch.Tensor, head: str, low: float, high: float, scale: tuple[float, float]) -> torch.Tensor:
+    """(n, c, h, w) of the last convolution as pixels, value by value; batch statistics, 1e-5 under the root.
+
+    scale: what a mean of 0 and a deviation of 1 are in fractions of the box.
+    """
     found = torch.empty_like(out)
     n, c, h, w = out.shape
     for j in range(c):
@@ -73,18 +76,20 @@ def slow_pixels(out: torch.Tensor, head: str, low: float, high: float) -> torch.
         if head in ("tanh_batchnorm", "batchnorm"):
             mean = sum(values) / len(values)
             var = sum((v - mean) ** 2 for v in values) / len(values)
-            values = [(low + high) / 2 + (high - low) / 4 * (v - mean) / math.sqrt(var + 1e-5) for v in values]
+            normal = [(v - mean) / math.sqrt(var + 1e-5) for v in values]
+            values = [low + (high - low) * (scale[0] + scale[1] * v) for v in normal]
         else:
             values = [low + (high - low) * (v if head == "sigmoid" else (1 + v) / 2) for v in values]
         found[:, j] = torch.tensor(values).reshape(n, h, w)
     return found
 
 
+@pytest.mark.parametrize(("given", "scale"), [({}, (0.5, 0.25)), ({"mean": 0.13, "std": 0.31}, (0.13, 0.31))])
 @pytest.mark.parametrize("head", HEADS)
-def test_reads_its_head_as_pixels(head: Head) -> None:
-    trunk = Trunk((2, 8, 8), 4, "small", head=head, low=-1.0, high=2.0)
+def test_reads_its_head_as_pixels(head: Head, given: dict[str, float], scale: tuple[float, float]) -> None:
+    trunk = Trunk((2, 8, 8), 4, "small", head=head, low=-1.0, high=2.0, **given)
     out = 2.0 * torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(3)) + 0.5
-    torch.testing.assert_close(trunk.pixels(out).detach(), slow_pixels(out, head, -1.0, 2.0))
+    torch.testing.assert_close(trunk.pixels(out).detach(), slow_pixels(out, head, -1.0, 2.0, scale))
     affine = [name for name, _ in trunk.named_parameters() if name.startswith("norm")]
     assert affine == (["norm.weight", "norm.bias"] if head == "batchnorm" else [])
 
@@ -141,6 +146,7 @@ def test_names_the_eps_of_its_batchnorms(wanted: float, given: Any) -> None:
         ({"shape": (1, 4, 4)}, "shape"),
         ({"shape": (0, 8, 8)}, "shape"),
         ({"latent": 0}, "latent: .* >= 1, found 0"),
+        ({"std": 0.0}, "std: expected a number > 0, found 0.0"),
         ({"head": "sigmod"}, "head: expected one of sigmoid, tanh, tanh_batchnorm, batchnorm, found 'sigmod'"),
         ({"width": "huge"}, "width: expected one of small, large, found 'huge'"),
         ({"low": 1.0, "high": 1.0}, "low"),

@@ -112,8 +112,19 @@ def test_a_larger_network_for_larger_images(make_problem: MakeProblem) -> None:
         ({"milestones": (0.2,)}, "milestones: expected none with rate constant"),
         ({"student_steps": 0}, "student_steps: expected an integer >= 1"),
         ({"learning_rate": -1.0}, "learning_rate: expected a number > 0"),
+        ({"std": 0.0}, "std: expected a number > 0, found 0.0"),
+        ({"mean": 1.5}, r"mean: expected a number in \[0, 1\], found 1.5"),
+        ({"network": "dcgan", "mean": 0.13}, "mean: expected 0.5 and std 0.25 with network dcgan.*found 0.13"),
     ],
 )
 def test_names_the_wrong_setting(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         replace(SMALL, **given)
+
+
+def test_images_have_the_mean_and_the_deviation_named(make_problem: MakeProblem) -> None:
+    """In the box, far enough from its ends, nothing is clipped: the last layer's own moments are found."""
+    problem, sampler = make_problem(low=-1.0, high=3.0), replace(SMALL, mean=0.4, std=0.02)
+    x = sampler.draw(sampler.init(problem, 0), problem, 8).x
+    assert x.mean().item() == pytest.approx(-1.0 + 4.0 * 0.4, abs=1e-3)
+    assert x.std().item() == pytest.approx(4.0 * 0.02, rel=0.02)

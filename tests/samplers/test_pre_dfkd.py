@@ -125,6 +125,17 @@ def test_rows_are_from_the_network_that_source_names(make_problem: MakeProblem) 
     assert not torch.allclose(a[4:], b[4:], atol=1e-4)
 
 
+def test_new_and_remembered_images_have_the_mean_and_the_deviation_named(make_problem: MakeProblem) -> None:
+    """At the start, when the stored statistics of both last layers are 0 and 1, for what comes out of tanh."""
+    problem = make_problem(low=-1.0, high=3.0)
+    sampler = PreDFKD(**SMALL, remembered=0.5, memory_steps=0, mean=0.4, std=0.02)
+    state = sampler.init(problem, 1)
+    for network in (state.generator.generator, state.memory.network.decoder):
+        out = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+        expected = -1.0 + 4.0 * (0.4 + 0.02 * torch.tanh(out) / (1.0 + 1e-5) ** 0.5)
+        torch.testing.assert_close(network.pixels(out), expected)
+
+
 def test_no_gradient_is_left_anywhere(make_problem: MakeProblem) -> None:
     """In the published code the step of the latents leaves its gradient in the memory."""
     problem, sampler = make_problem(), PreDFKD(**SMALL, remembered=0.5)

@@ -113,3 +113,11 @@ def test_raises_the_divergence(make_problem: MakeProblem) -> None:
 def test_names_the_wrong_setting(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         replace(SMALL, **given)
+
+
+def test_images_have_the_mean_and_the_deviation_named(make_problem: MakeProblem) -> None:
+    """In the box, far enough from its ends, nothing is clipped: the last layer's own moments are found."""
+    problem, sampler = make_problem(low=-1.0, high=3.0), replace(SMALL, mean=0.4, std=0.02, learning_rate=1e-6)
+    x = sampler.draw(sampler.init(problem, 0), problem, 8).x
+    assert x.mean().item() == pytest.approx(-1.0 + 4.0 * 0.4, abs=1e-3)
+    assert x.std().item() == pytest.approx(4.0 * 0.02, rel=0.03)
