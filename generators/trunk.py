@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm as normalised
 
 from .doubling import DoublingConv
 
-__all__ = ["BOUNDED", "Head", "Trunk", "Width"]
+__all__ = ["Head", "Trunk", "Width"]
 
 Width = Literal["small", "large"]
 Head = Literal["sigmoid", "tanh", "tanh_batchnorm", "batchnorm"]
@@ -21,20 +21,18 @@ Head = Literal["sigmoid", "tanh", "tanh_batchnorm", "batchnorm"]
 STEM = {"small": 128, "large": 256}
 """Channels of the quarter-size map that the latent vector is mapped to."""
 
-BOUNDED: tuple[Head, ...] = ("sigmoid", "tanh")
-"""Heads that stay in the box. The others give normalised images, of a mean and a deviation, and may leave it."""
-
 
 class Trunk(nn.Module):
-    """z (n, latent) -> pixels (n, c, h, w): in [low, high] where the head is bounded, else around its middle.
+    """z (n, latent) -> pixels (n, c, h, w) in [low, high].
 
     shape: (c, h, w), h and w multiples of 4, at least 8. latent: length of z, >= 1. width: `small` (128 channels at
     quarter size; 2.33 M parameters for 32x32 colour images at latent 256) or `large` (256; 4.58 M). low, high: the
     pixel box. batchnorm_eps: what BatchNorm adds to the variance after the two inner convolutions, > 0; the other
     BatchNorm layers keep torch's 1e-5. head: `sigmoid` and `tanh` fill the box; `tanh_batchnorm` (after tanh, a
     BatchNorm without affine parameters) and `batchnorm` (one with them, no tanh) are read as normalised by mean and
-    std, in fractions of the box, std > 0. biases: of the two inner convolutions. spectral_norm: whether the three
-    convolutions are divided by their largest singular value.
+    std, in fractions of the box, std > 0, and clipped to it: what leaves it is black or white to all who judge the
+    image, or a generator would look for disagreement out where no student is ever trained. biases: of the two inner
+    convolutions. spectral_norm: whether the three convolutions are divided by their largest singular value.
     """
 
     def __init__(
@@ -84,7 +82,9 @@ class Trunk(nn.Module):
             nn.LeakyReLU(0.2, inplace=True),
         )
         self.head = nn.Conv2d(64, channels, 3, padding=1)
-        self.norm = nn.Identity() if head in BOUNDED else nn.BatchNorm2d(channels, affine=head == "batchnorm")
+        self.norm = (
+            nn.BatchNorm2d(channels, affine=head == "batchnorm") if head.endswith("batchnorm") else nn.Identity()
+        )
         if spectral_norm:
             for convolution in (self.body[2], self.body[6], self.head):
                 normalised(convolution)
@@ -101,11 +101,10 @@ class Trunk(nn.Module):
         """What the last convolution gives, as pixels."""
         out = out.contiguous()  # elsewhere images are channels first
         low, high = self.low, self.high
-        if self.head_kind in BOUNDED:
-            shade = torch.sigmoid(out) if self.head_kind == "sigmoid" else 0.5 * (1.0 + torch.tanh(out))
-            # rounding may carry low + span past high by one unit in the last place
-            return (low + (high - low) * shade).clamp(low, high)
-        if self.head_kind == "tanh_batchnorm":
-            out = torch.tanh(out)
-        normal: Tensor = self.norm(out)
-        return self.mean + self.std * normal
+        if self.head_kind == "sigmoid":
+            x = low + (high - low) * torch.sigmoid(out)
+        elif self.head_kind == "tanh":
+            x = low + 0.5 * (high - low) * (1.0 + torch.tanh(out))
+        else:
+            x = self.mean + self.std * self.norm(torch.tanh(out) if self.head_kind == "tanh_batchnorm" else out)
+        return x.clamp(low, high)  # rounding alone may carry low + span past high

@@ -67,7 +67,7 @@ def _eighth(side: int) -> int:
 
 
 class VAE(nn.Module):
-    """Encoder and decoder; the decoder is a small trunk whose images may leave the box, as the published one is.
+    """Encoder and decoder; the decoder is a small trunk.
 
     shape: (c, h, w) as for Trunk. latent: >= 1. low, high: the pixel box. batchnorm_eps: of the inner BatchNorms, > 0.
     mean, std: of the images recalled, in fractions of the box, as for Trunk.
@@ -101,7 +101,7 @@ class VAE(nn.Module):
         uniform_kernels(self)
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """x (n, c, h, w), noise (n, latent) N(0, 1) -> x again, unclamped, and KL(q || N(0, 1)) of each row, (n,)."""
+        """x (n, c, h, w), noise (n, latent) N(0, 1) -> x again, and KL(q || N(0, 1)) of each row, (n,)."""
         mean, log_var = self.encoder(x)
         again: Tensor = self.decoder(mean + noise * torch.exp(0.5 * log_var))
         return again, 0.5 * (mean.square() + log_var.exp() - 1.0 - log_var).sum(dim=1)

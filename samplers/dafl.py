@@ -1,8 +1,8 @@
 """A generator for images of which the teacher is sure, that excite it, and that use all its classes equally.
 
 Chen et al.: Data-Free Learning of Student Networks. 2019. arXiv:1904.01186. Changed: entropies in nats; features are
-those that the teacher's last linear layer is given; pixels are clipped to the box on their way to the student, so that
-the teacher is asked about them again; further rows are made where a draw asks for more than the generator's batch.
+those that the teacher's last linear layer is given; pixels are clipped to the box; further rows are made where a draw
+asks for more than the generator's batch.
 """
 
 import math

@@ -1,8 +1,8 @@
 """A generator for images on which the logits of student and teacher differ most.
 
-Fang et al.: Data-Free Adversarial Distillation. 2019. arXiv:1912.11006. Changed: pixels are clipped to the box on their
-way to the student; the generator's step comes before the student's, not after them; the form for segmentation is left
-out.
+Fang et al.: Data-Free Adversarial Distillation. 2019. arXiv:1912.11006. Changed: pixels are clipped to the box, in
+the generator's step too, which else finds its disagreement outside, where the student is shown nothing; that step comes
+before the student's, not after them; the form for segmentation is left out.
 """
 
 from dataclasses import dataclass

@@ -157,7 +157,7 @@ class PreDFKD:
     def _remember(self, state: State, problem: Problem, rng: torch.Generator, first: bool) -> Tensor:
         """One step of the memory; in the first round it knows nothing yet that would be worth keeping."""
         generator = self._generator
-        x = generator.images(state.generator, problem, generator.latents(problem, self.memory_new, rng))
+        x = generator.images(state.generator, generator.latents(problem, self.memory_new, rng))
         if self.memory_old and not first:
             x = torch.cat([x, self._memory.recall(state.memory, problem, self.memory_old, rng)])
         return self._memory.learn(state.memory, problem, x, rng)

@@ -1,7 +1,7 @@
 """A generator for images on which the student is furthest from the teacher, each shown to the student ten times.
 
 Micaelli, Storkey: Zero-shot Knowledge Transfer via Adversarial Belief Matching. 2019. arXiv:1905.09768. Changed: pixels
-are clipped to the box on their way to the student; further latents are drawn where a draw asks for more than the
+are clipped to the box; further latents are drawn where a draw asks for more than the
 generator's batch. The attention transfer in the student's loss (worth about two points between nets of one family) is
 no part of an input distribution and is left out here.
 """

@@ -10,7 +10,7 @@ from dfkd.problem import Problem, UnsupportedProblem
 from dfkd.rng import initialised
 from dfkd.types import InputSpec
 from generators.dcgan import Dcgan
-from generators.trunk import BOUNDED, Head, Trunk, Width
+from generators.trunk import Head, Trunk, Width
 
 from ..checks import between, one_of, positive, whole_at_least
 
@@ -18,13 +18,10 @@ __all__ = ["DcganNetwork", "Network", "TrunkNetwork", "built"]
 
 
 class Network(Protocol):
-    """Settings of a network that maps latents (n, latent) to images. bounded: whether these stay in the box."""
+    """Settings of a network that maps latents (n, latent) to images in the box."""
 
     @property
     def latent(self) -> int: ...
-
-    @property
-    def bounded(self) -> bool: ...
 
     def build(self, spec: InputSpec) -> nn.Module:
         """Called where its weights are to be drawn. ValueError for a size it cannot make."""
@@ -50,10 +47,6 @@ class TrunkNetwork:
         positive(self, "batchnorm_eps", "std")
         between(self, 0.0, 1.0, "mean")
 
-    @property
-    def bounded(self) -> bool:
-        return self.head in BOUNDED
-
     def build(self, spec: InputSpec) -> nn.Module:
         return Trunk(
             spec.shape,
@@ -78,10 +71,6 @@ class DcganNetwork:
 
     def __post_init__(self) -> None:
         whole_at_least(self, 1, "latent")
-
-    @property
-    def bounded(self) -> bool:
-        return True
 
     def build(self, spec: InputSpec) -> nn.Module:
         return Dcgan(spec.shape, self.latent, low=spec.low, high=spec.high)

@@ -111,7 +111,7 @@ class OnlineGenerator:
                 info["generator_loss"] = self._learn(state, problem, rng)
             state.draws += 1
         if not learn or self.reuse == "fresh":
-            x = self.images(state, problem, self.latents(problem, n, rng))
+            x = self.images(state, self.latents(problem, n, rng))
             return Batch(x, info=info, labelling=whole(n, self.labelling))
         return self._shown(state, problem, n, rng, info)
 
@@ -121,15 +121,15 @@ class OnlineGenerator:
         """z (n, latent) ~ N(0, 1)."""
         return torch.randn(n, self.network.latent, generator=rng, device=problem.device)
 
-    def images(self, state: State, problem: Problem, z: Tensor) -> Tensor:
-        """z (n, latent) -> (n, c, h, w) as they leave the sampler, in the box. The last half are the average's."""
+    def images(self, state: State, z: Tensor) -> Tensor:
+        """z (n, latent) -> (n, c, h, w) as they leave the sampler. The last half are the average's."""
         own = len(z) if state.average is None else len(z) - len(z) // 2
         with torch.no_grad(), sampling(state.generator, self.sampled):
             x: Tensor = state.generator(z[:own])
         if own < len(z):
             with torch.no_grad(), sampling(state.average, self.sampled):
                 x = torch.cat([x, state.average(z[own:])])
-        return x.clamp(problem.spec.low, problem.spec.high)
+        return x
 
     def factor(self, progress: float) -> float:
         """Of the learning rate, at this progress in [0, 1]."""
@@ -166,13 +166,11 @@ class OnlineGenerator:
         finally:
             generator.eval()
         if kept is not None:
-            self._show(state, problem, self.images(state, problem, kept))
+            self._show(state, problem, self.images(state, kept))
         elif judged:
             (views,) = judged
-            x = views.images.detach().clamp(problem.spec.low, problem.spec.high)
-            # a clamped image is not the one that was judged, and in another precision answers differ
-            same = self.network.bounded and problem.teacher.precision == "float32"
-            self._show(state, problem, x, views.teacher.logits.detach() if same else None)
+            same = problem.teacher.precision == "float32"  # in another precision answers differ
+            self._show(state, problem, views.images.detach(), views.teacher.logits.detach() if same else None)
         return loss
 
     # -- what a round shows --------------------------------------------------------------------------------------
@@ -186,7 +184,7 @@ class OnlineGenerator:
         """The next n rows of the round, from the start again after the last; as many more as n needs are made."""
         missing = n - len(state.images)
         if missing > 0:
-            x = self.images(state, problem, self.latents(problem, missing, rng))
+            x = self.images(state, self.latents(problem, missing, rng))
             state.images = torch.cat([state.images, x])
             state.logits = torch.cat([state.logits, self._labelled(problem, x)])
         size = len(state.images)

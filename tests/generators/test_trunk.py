@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from generators import Dcgan, Trunk
-from generators.trunk import BOUNDED, Head
+from generators.trunk import Head
 
 
 def count(module: nn.Module) -> int:
@@ -77,7 +77,7 @@ def slow_pixels(out: torch.Tensor, head: str, low: float, high: float, scale: tu
             mean = sum(values) / len(values)
             var = sum((v - mean) ** 2 for v in values) / len(values)
             normal = [(v - mean) / math.sqrt(var + 1e-5) for v in values]
-            values = [low + (high - low) * (scale[0] + scale[1] * v) for v in normal]
+            values = [min(max(low + (high - low) * (scale[0] + scale[1] * v), low), high) for v in normal]
         else:
             values = [low + (high - low) * (v if head == "sigmoid" else (1 + v) / 2) for v in values]
         found[:, j] = torch.tensor(values).reshape(n, h, w)
@@ -86,7 +86,7 @@ def slow_pixels(out: torch.Tensor, head: str, low: float, high: float, scale: tu
 
 @pytest.mark.parametrize(("given", "scale"), [({}, (0.5, 0.25)), ({"mean": 0.13, "std": 0.31}, (0.13, 0.31))])
 @pytest.mark.parametrize("head", HEADS)
-def test_reads_its_head_as_pixels(head: Head, given: dict[str, float], scale: tuple[float, float]) -> None:
+def test_reads_its_head_as_pixels(head: Head, given: dict[str, Any], scale: tuple[float, float]) -> None:
     trunk = Trunk((2, 8, 8), 4, "small", head=head, low=-1.0, high=2.0, **given)
     out = 2.0 * torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(3)) + 0.5
     torch.testing.assert_close(trunk.pixels(out).detach(), slow_pixels(out, head, -1.0, 2.0, scale))
@@ -95,16 +95,27 @@ def test_reads_its_head_as_pixels(head: Head, given: dict[str, float], scale: tu
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_leaves_the_box_only_where_the_head_is_not_bounded(head: Head) -> None:
-    """Pixels are not clamped in a normalised head: a clamp in the generator's step would stop its gradient."""
+def test_nothing_leaves_the_box(head: Head) -> None:
+    """Neither when images are made nor for the generator's step: it finds nothing where the student is not shown."""
     trunk = Trunk((1, 8, 8), 4, "small", head=head)
     out = 0.2 * torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(3))
     out[0] = 10.0  # far from most, after tanh too
+    out.requires_grad_(True)
     x = trunk.pixels(out)
-    assert bool(x.min() < 0.0 or x.max() > 1.0) == (head not in BOUNDED)
-    if head not in BOUNDED:
-        assert x.mean().item() == pytest.approx(0.5, abs=1e-4)
-        assert x.std().item() == pytest.approx(0.25, abs=1e-3)
+    assert x.min() >= 0.0
+    assert x.max() <= 1.0
+    if head.endswith("batchnorm"):
+        assert bool((x[0] == 1.0).all())
+        (slope,) = torch.autograd.grad(x[0].sum(), out)
+        assert not slope.any()  # what is clipped asks for nothing
+
+
+@pytest.mark.parametrize("head", ["tanh_batchnorm", "batchnorm"])
+def test_a_normalised_head_has_its_mean_and_deviation(head: Head) -> None:
+    trunk = Trunk((1, 8, 8), 4, "small", head=head, mean=0.4, std=0.02)
+    x = trunk.pixels(0.2 * torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(3)))
+    assert x.mean().item() == pytest.approx(0.4, abs=1e-4)
+    assert x.std().item() == pytest.approx(0.02, abs=1e-4)
 
 
 def test_biases_are_of_the_two_inner_convolutions() -> None:

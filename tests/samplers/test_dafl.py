@@ -75,7 +75,7 @@ def test_its_generator_stands_in_training_mode_when_its_images_are_made(make_pro
     problem = make_problem(shape=(3, 8, 8))
     state = SMALL.init(problem, 0)
     for _ in range(3):
-        raw = SMALL._online.images(state, problem, torch.randn(64, 8, generator=torch.Generator().manual_seed(2)))
+        raw = SMALL._online.images(state, torch.randn(64, 8, generator=torch.Generator().manual_seed(2)))
         torch.testing.assert_close(raw.mean(dim=(0, 2, 3)), torch.full((3,), 0.5), atol=0.02, rtol=0.0)
         torch.testing.assert_close(raw.std(dim=(0, 2, 3)), torch.full((3,), 0.25), atol=0.03, rtol=0.0)
         SMALL.draw(state, problem, 12)

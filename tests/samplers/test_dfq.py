@@ -88,7 +88,7 @@ def test_one_step_of_the_generator_and_ten_fresh_draws_of_it_in_evaluation_mode(
     for probe in (problem.teacher, problem.student):
         assert probe.counts["synthesise"] == {"forward": 3 * 12, "backward": 3 * 12}
     z = torch.randn(6, 6, generator=torch.Generator().manual_seed(1))
-    whole, part = (SMALL._online.images(state, problem, rows) for rows in (z, z[:1]))
+    whole, part = (SMALL._online.images(state, rows) for rows in (z, z[:1]))
     torch.testing.assert_close(whole[:1], part)  # a row does not depend on its company
 
 

@@ -46,7 +46,7 @@ def slow_recall(problem: Problem, state: State, n: int) -> Tensor:
     loss = loss + functional.mse_loss(z.var(dim=0), torch.ones(6)) + functional.mse_loss(z.mean(dim=0), torch.zeros(6))
     (slope,) = torch.autograd.grad(loss, z)
     with torch.no_grad():
-        recalled: Tensor = state.network.decoder(z - 0.02 * slope / (slope.abs() + 1e-8)).clamp(0.0, 1.0)
+        recalled: Tensor = state.network.decoder(z - 0.02 * slope / (slope.abs() + 1e-8))
     return recalled
 
 
