@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from dfkd.files import make_folder, replace_file
-from dfkd.interfaces import Reads, Sampler, walk
+from dfkd.interfaces import Reads, Sampler, Trained, walk
 
 __all__ = ["begun", "claimed", "keep_manifest", "same_models", "what_is_read"]
 
@@ -84,16 +84,20 @@ def same_models(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def what_is_read(samplers: Iterable[Sampler]) -> dict[str, Any] | None:
-    """For a manifest: what samplers read, as it is now; None where they read nothing that has a name."""
-    found = dict.fromkeys(
-        source for sampler in samplers for part in walk(sampler) if isinstance(part, Reads) for source in part.reads
-    )
+    """For a manifest: what samplers read, as it is now, and what that was trained on; None where they read nothing that
+    has a name."""
+    parts = [part for sampler in samplers for part in walk(sampler)]
+    found = dict.fromkeys(source for part in parts if isinstance(part, Reads) for source in part.reads)
     if not found:
         return None
+    trained = {
+        file: dict(data) for part in parts if isinstance(part, Trained) for file, data in part.trained_on().items()
+    }
     from dfkd.data import fingerprint  # here, so that a data-free run never imports it
 
     digests = {source: fingerprint(source) for source in found}
-    return {"digest": " ".join(digests.values()), "sources": digests}
+    read = {"digest": " ".join(digests.values()), "sources": digests}
+    return read | {"trained_on": trained} if trained else read
 
 
 def _text(config: Mapping[str, Any]) -> str:

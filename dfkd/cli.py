@@ -85,6 +85,14 @@ def teach(words: Words = None, out: OutFile = None, dry_run: DryRun = False) -> 
     commands.teach(words or [], out, dry_run)
 
 
+@app.command(name="train-generator")
+def train_generator(words: Words = None, out: Out = None, dry_run: DryRun = False) -> None:
+    """Train a generator of images on data, for samplers that draw from it."""
+    from dfkd import commands
+
+    commands.train_generator(words or [], out, dry_run)
+
+
 @app.command()
 def evaluate(words: Words = None, as_json: Json = False) -> None:
     """Accuracy, NLL and ECE of a model on the test part of labelled data."""
@@ -103,12 +111,12 @@ def report(folder: Path) -> None:
 
 @app.command(name="list")
 def list_(
-    kind: Annotated[str | None, typer.Argument(help="samplers, losses, schemes, models or data")] = None,
+    kind: Annotated[str | None, typer.Argument(help="samplers, losses, schemes, models, generators or data")] = None,
     as_json: Json = False,
 ) -> None:
     """What there is by name, with options and defaults."""
     if kind is None:
-        raise ValueError("list: expected samplers, losses, schemes, models or data, found none")
+        raise ValueError("list: expected samplers, losses, schemes, models, generators or data, found none")
     from dfkd import listing
 
     listing.show(kind, as_json)

@@ -14,8 +14,8 @@ from torch import nn
 
 from dfkd import config as configuration
 from dfkd import runtime
-from dfkd.claim import claimed, same_models, what_is_read
-from dfkd.config import CompareConfig, DistillConfig, EvaluateConfig, ScoutConfig, TeacherConfig
+from dfkd.claim import claimed, keep_manifest, same_models, what_is_read
+from dfkd.config import CompareConfig, DistillConfig, EvaluateConfig, GeneratorConfig, ScoutConfig, TeacherConfig
 from dfkd.files import make_folder, replace_file
 from dfkd.interfaces import is_data_free, sources
 from dfkd.layout import check_layout
@@ -34,7 +34,7 @@ from dfkd.resolve import (
 )
 from dfkd.types import InputSpec, as_device
 
-__all__ = ["compare", "distill", "evaluate", "report", "scout", "teach"]
+__all__ = ["compare", "distill", "evaluate", "report", "scout", "teach", "train_generator"]
 
 
 # -- compare -----------------------------------------------------------------------------------------------------------
@@ -264,6 +264,57 @@ def _same_model(teacher: Any) -> dict[str, Any]:
         return {"model": named["model"], "options": {**named["options"], **given}}
     model = teacher.get("model")
     return {"model": str(model) if model else None, "options": given}
+
+
+# -- a generator -------------------------------------------------------------------------------------------------------
+
+
+def train_generator(words: list[str], out: Path | None, dry_run: bool) -> None:
+    """`dfkd train-generator`: images of the user's data, learnt for samplers to draw from."""
+    check_layout()
+    given: GeneratorConfig = configuration.parse(GeneratorConfig, configuration.read_settings(words))
+    from dfkd.train_generator import planned
+    from dfkd.train_generator import train as run
+
+    plan = planned(given)
+    config, settings = plan.config, plan.settings
+    resolved = configuration.dump(config) | {"generator": {settings.name: configuration.dump(settings)}}
+    if dry_run:
+        _print_yaml(resolved)
+        return
+    if out is None:
+        raise ValueError("--out: expected a folder to write to, found none")
+    device, dataset = as_device(config.device), plan.dataset
+    if given.flip is None:
+        say(f"flip: {_FLIP[bool(config.flip)]}")
+    with claimed(out, resolved):
+        manifest = {
+            **runtime.describe(),
+            "seeds": [config.seed],
+            "device": str(device),
+            "data": {"name": dataset.name, "digest": dataset.digest, "train_rows": len(dataset.train)},
+            "data_free": False,
+            "sources": [config.data],
+        }
+        same_models(out, manifest)
+        keep_manifest(out, manifest)
+        status, card = run(plan, out, show_progress=True)
+    if status == "interrupted":
+        raise KeyboardInterrupt
+    if status == "diverged":
+        kept = card["saved_at"]
+        good = "there is none before it" if kept is None else f"{out / 'checkpoint'} holds step {kept}"
+        say(f"train-generator: not finite by step {card['steps']}; {good}. Try a lower learning rate in another folder")
+        raise SystemExit(1)
+    losses = "   ".join(f"{name} {value:.3f}" for name, value in card["losses"].items())
+    print(f"{card['steps']} steps on {config.data} in {card['seconds']:.0f} s   {losses}")
+    print(f"samples: {out / 'samples'}\ngenerator: {out / card['file']}")
+
+
+_FLIP = {
+    True: "half of the real images are mirrored (flip=false where a mirrored image means something else)",
+    False: "real images are not mirrored, as a mirrored character is another (flip=true mirrors half of them)",
+}
 
 
 # -- one model ---------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from dfkd.interfaces import Sampler, default_label
 from dfkd.losses import Objective, combine
 from dfkd.naming import unknown
 from dfkd.plan import Evaluation, check_choices, check_plan
-from dfkd.registry import LOSSES, SAMPLERS, SCHEMES, find
+from dfkd.registry import GENERATORS, LOSSES, SAMPLERS, SCHEMES, find
 from dfkd.schemes.ensemble import check_rule
 from dfkd.schemes.together import Scheme
 from dfkd.scout import Settings as ScoutSettings
@@ -31,10 +31,13 @@ __all__ = [
     "CompareConfig",
     "DistillConfig",
     "EvaluateConfig",
+    "GeneratorBudget",
+    "GeneratorConfig",
     "ScoutConfig",
     "StudentConfig",
     "TeacherConfig",
     "dump",
+    "generator",
     "objective",
     "parse",
     "read_settings",
@@ -207,6 +210,48 @@ class EvaluateConfig:
     device: str | None = None
 
 
+@dataclass(frozen=True)
+class GeneratorBudget:
+    """steps: of the generator, >= 1; batch: real images at a time, >= 1. None for what its kind usually takes."""
+
+    steps: int | None = None
+    batch: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected an integer >= 1, found {value!r}")
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """The settings of `dfkd train-generator`.
+
+    data: a source of labelled images, of which those to train on are learnt; size: they are resized to it; limit: how
+    many are read, null for all. generator: its kind, as {name: {option: value}}. conditional: whether it is told the
+    classes. flip: whether half of the real images are mirrored, as published; null for all but the named sets of
+    characters, which are others when they are mirrored. budget: steps and batch. grid_every: steps from one sheet of
+    samples to the next, null for ten of them.
+    """
+
+    data: str
+    size: int | None = None
+    limit: int | None = None
+    generator: Any = "sn_gan"
+    conditional: bool = True
+    flip: bool | None = None
+    budget: GeneratorBudget = GeneratorBudget()
+    grid_every: int | None = None
+    seed: int = 0
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        generator(self.generator)
+        if self.grid_every is not None and self.grid_every < 1:
+            raise ValueError(f"grid_every: expected an integer >= 1, found {self.grid_every!r}")
+
+
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
@@ -339,6 +384,12 @@ def scheme(spec: Any) -> Scheme:
     name, options = _named(spec, "scheme")
     made: Scheme = parse(find("scheme", name, SCHEMES), options, f"scheme.{name}")
     return made
+
+
+def generator(spec: Any) -> Any:
+    """The settings of a kind of generator, from `name` or {name: {option: value}}."""
+    name, options = _named(spec, "generator")
+    return parse(find("generator", name, GENERATORS), options, f"generator.{name}")
 
 
 def _named(spec: Any, where: str) -> tuple[str, dict[str, Any]]:

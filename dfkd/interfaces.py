@@ -18,6 +18,7 @@ __all__ = [
     "Sampler",
     "State",
     "StudentFactory",
+    "Trained",
     "default_label",
     "is_data_free",
     "parts",
@@ -100,6 +101,14 @@ class Reads(Protocol):
     def reads(self) -> tuple[str, ...]: ...
 
 
+@runtime_checkable
+class Trained(Protocol):
+    """A sampler that reads what was itself trained on data before, and says on which."""
+
+    def trained_on(self) -> Mapping[str, Mapping[str, Any]]:
+        """By what it reads: `source` as its trainer named it, `digest` of the images, `size` and `limit`."""
+
+
 class Loss(Protocol):
     """How far the student's answers are from the teacher's, per row.
 
@@ -165,11 +174,16 @@ def is_data_free(sampler: Sampler) -> bool:
 
 
 def sources(sampler: Sampler) -> list[str]:
-    """What its parts read, for the manifest; a part that reads data but does not say what gives its own name."""
+    """What its parts read, for the manifest, and what that was trained on.
+
+    A part that reads data but does not say what gives its own name.
+    """
     named: list[str] = []
     for part in walk(sampler):
         if isinstance(part, Reads):
             named += part.reads
         elif not part.data_free:
             named.append(part.name)
+        if isinstance(part, Trained):
+            named += [str(data["source"]) for data in part.trained_on().values()]
     return named

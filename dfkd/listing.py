@@ -13,7 +13,7 @@ from dfkd import config as configuration
 from dfkd.interfaces import Sampler
 from dfkd.layout import check_layout
 from dfkd.naming import unknown
-from dfkd.registry import LOSSES, SAMPLERS, SCHEMES, find
+from dfkd.registry import GENERATORS, LOSSES, SAMPLERS, SCHEMES, find
 
 __all__ = ["KINDS", "rows", "show"]
 
@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 
 def rows(kind: str) -> list[Row]:
-    """The samplers, losses, schemes, models or data sets, with options and defaults."""
+    """The samplers, losses, schemes, models, generators or data sets, with options and defaults."""
     if kind not in KINDS:
         raise unknown("list", kind, KINDS)
     return KINDS[kind]()
@@ -66,6 +66,15 @@ def _schemes() -> list[Row]:
     return found
 
 
+def _generators() -> list[Row]:
+    found = []
+    for name in GENERATORS:
+        cls = find("generator", name, GENERATORS)
+        about_it = {"summary": about.summary(cls, of_module=True), "paper": about.paper(cls)}
+        found.append({"name": name, **about_it, "options": _options(cls)})
+    return found
+
+
 def _options(cls: Any) -> list[Row]:
     hints = typing.get_type_hints(cls)
     return [
@@ -105,6 +114,7 @@ KINDS: dict[str, Callable[[], list[Row]]] = {
     "losses": _losses,
     "schemes": _schemes,
     "models": _models,
+    "generators": _generators,
     "data": _data,
 }
 

@@ -34,6 +34,7 @@ SAMPLERS = {
     "ssd_kd": "samplers.ssd_kd:SSDKD",
     "spaceshipnet": "samplers.spaceshipnet:SpaceshipNet",
     "mosaic_kd": "samplers.mosaic_kd:MosaicKD",
+    "gan": "samplers.gan:GAN",
     "adversarial": "samplers.adversarial:Adversarial",
     "energy": "samplers.energy:Energy",
     "mixture": "samplers.mixture:Mixture",
@@ -78,7 +79,9 @@ SCHEMES = {
     "mean_teacher": "dfkd.schemes.mean_teacher:MeanTeacher",
 }
 
-GENERATORS: dict[str, str] = {}
+GENERATORS = {
+    "sn_gan": "generators.sn_gan_training:SNGAN",
+}
 
 
 def find(what: str, name: str, table: dict[str, str]) -> Any:

@@ -12,6 +12,7 @@ from .dfad import DFAD
 from .dfq import DFQ
 from .energy import Energy
 from .fast_dfkd import FastDFKD
+from .gan import GAN
 from .generative import Generative
 from .mad import MAD
 from .mixture import Mixture
@@ -38,6 +39,7 @@ __all__ = [
     "DAFL",
     "DFAD",
     "DFQ",
+    "GAN",
     "MAD",
     "NAYER",
     "SSDKD",

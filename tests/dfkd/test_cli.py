@@ -17,7 +17,7 @@ from torch import nn
 import dfkd as package
 from dfkd import cli, models
 from dfkd.config import CompareConfig, DistillConfig, TeacherConfig, parse
-from dfkd.registry import LOSSES, SAMPLERS, SCHEMES
+from dfkd.registry import GENERATORS, LOSSES, SAMPLERS, SCHEMES
 
 Command = Callable[..., Any]
 HELP = """
@@ -64,11 +64,13 @@ def test_without_words_it_says_what_there_is(run: Command) -> None:
         said = run(*words)
         assert said.status == 0
         assert said.err == ""
-        for command in ("compare", "scout", "distill", "teach", "evaluate", "report", "list"):
+        for command in ("compare", "scout", "distill", "teach", "train-generator", "evaluate", "report", "list"):
             assert f"\n  {command} " in said.out
 
 
-@pytest.mark.parametrize("command", ["compare", "scout", "distill", "teach", "evaluate", "report", "list"])
+@pytest.mark.parametrize(
+    "command", ["compare", "scout", "distill", "teach", "train-generator", "evaluate", "report", "list"]
+)
 def test_every_command_has_help(run: Command, command: str) -> None:
     said = run(command, "--help")
     assert (said.status, said.err) == (0, "")
@@ -88,8 +90,8 @@ def test_version(run: Command) -> None:
         (("distill", "--dryrun"), "option: unknown '--dryrun'; the nearest is '--dry-run'"),
         (("--vresion",), "option: unknown '--vresion'; the nearest is '--version'"),
         (("list", "smaplers"), "list: unknown 'smaplers'; the nearest is 'samplers'"),
-        (("list",), "list: expected samplers, losses, schemes, models or data, found none"),
-        (("list", "xyz"), "list: unknown 'xyz'; known: samplers, losses, schemes, models, data"),
+        (("list",), "list: expected samplers, losses, schemes, models, generators or data, found none"),
+        (("list", "xyz"), "list: unknown 'xyz'; known: samplers, losses, schemes, models, generators, data"),
         (("compare", "--out"), "Option '--out' requires an argument."),
         (("compare", "samplrs=[]"), "settings: unknown 'samplrs'; the nearest is 'samplers'"),
         (("compare", "teacher.model=digits_cnn"), "--out: expected a folder to write to, found none"),
@@ -168,13 +170,14 @@ def test_list_of_samplers(run: Command) -> None:
     assert options["round"] == {"name": "round", "type": "a whole number", "default": 256, "required": False}
 
 
-@pytest.mark.parametrize("kind", ["losses", "schemes", "models", "data"])
+@pytest.mark.parametrize("kind", ["losses", "schemes", "models", "generators", "data"])
 def test_list_of_the_rest(run: Command, kind: str) -> None:
     rows = json.loads(run("list", kind, "--json").out)
     names = [row["name"] for row in rows]
     tables: dict[str, Iterable[str]] = {
         "losses": LOSSES,
         "schemes": SCHEMES,
+        "generators": GENERATORS,
         "models": models.MODELS,
         "data": ["digits", "FILE.npz", "FOLDER"],
     }
@@ -302,4 +305,4 @@ def test_how_pixels_are_normalised_is_printed(
 
 def test_the_commands_are_the_ones_that_are_known() -> None:
     names = [command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback]
-    assert names == ["compare", "scout", "distill", "teach", "evaluate", "report", "list"]
+    assert names == ["compare", "scout", "distill", "teach", "train-generator", "evaluate", "report", "list"]

@@ -17,6 +17,7 @@ WORDS = {
     "candidates",
     "config",
     "distillation",
+    "train_generator",
     "registry",
     "cli",
     "commands",
