@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from dfkd.bank import made_from
 from dfkd.files import make_folder, replace_file
 from dfkd.interfaces import Reads, Sampler, Trained, walk
 
@@ -84,8 +85,10 @@ def same_models(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def what_is_read(samplers: Iterable[Sampler]) -> dict[str, Any] | None:
-    """For a manifest: what samplers read, as it is now, and what that was trained on; None where they read nothing that
-    has a name."""
+    """For a manifest: what samplers read, as it is now, what that was trained on, and what banks were made from.
+
+    None where they read nothing that has a name.
+    """
     parts = [part for sampler in samplers for part in walk(sampler)]
     found = dict.fromkeys(source for part in parts if isinstance(part, Reads) for source in part.reads)
     if not found:
@@ -96,8 +99,9 @@ def what_is_read(samplers: Iterable[Sampler]) -> dict[str, Any] | None:
     from dfkd.data import fingerprint  # here, so that a data-free run never imports it
 
     digests = {source: fingerprint(source) for source in found}
-    read = {"digest": " ".join(digests.values()), "sources": digests}
-    return read | {"trained_on": trained} if trained else read
+    read: dict[str, Any] = {"digest": " ".join(digests.values()), "sources": digests}
+    banks = {source: made for source in found if (made := made_from(source)) is not None}
+    return read | ({"trained_on": trained} if trained else {}) | ({"banks": banks} if banks else {})
 
 
 def _text(config: Mapping[str, Any]) -> str:

@@ -70,6 +70,25 @@ def scout(
 
 
 @app.command()
+def synthesize(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SAMPLER [FILE.yaml] [KEY=VALUE]...", help="a sampler, a teacher and settings"),
+    ] = None,
+    n: Annotated[int | None, typer.Option("--n", help="how many images")] = None,
+    out: Out = None,
+    png: Annotated[
+        bool, typer.Option("--png", help="write each image as a PNG file too, by the teacher's class")
+    ] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Keep images of a sampler, labelled by the teacher, as a bank that other runs read as data."""
+    from dfkd import commands
+
+    commands.synthesize(words or [], n, out, png, dry_run)
+
+
+@app.command()
 def distill(words: Words = None, out: Out = None, dry_run: DryRun = False) -> None:
     """Train one student from a teacher on one sampler, and save it."""
     from dfkd import commands

@@ -3,10 +3,10 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -14,12 +14,22 @@ from torch import nn
 
 from dfkd import config as configuration
 from dfkd import runtime
+from dfkd.bank import made_from, read_index, shards
 from dfkd.claim import claimed, keep_manifest, same_models, what_is_read
-from dfkd.config import CompareConfig, DistillConfig, EvaluateConfig, GeneratorConfig, ScoutConfig, TeacherConfig
+from dfkd.config import (
+    CompareConfig,
+    DistillConfig,
+    EvaluateConfig,
+    GeneratorConfig,
+    ScoutConfig,
+    SynthesizeConfig,
+    TeacherConfig,
+)
 from dfkd.files import make_folder, replace_file
-from dfkd.interfaces import is_data_free, sources
+from dfkd.interfaces import default_label, is_data_free, sources
 from dfkd.layout import check_layout
-from dfkd.problem import Probe
+from dfkd.problem import Probe, Problem
+from dfkd.registry import SAMPLERS
 from dfkd.resolve import (
     another,
     assistants_of,
@@ -34,7 +44,10 @@ from dfkd.resolve import (
 )
 from dfkd.types import InputSpec, as_device
 
-__all__ = ["compare", "distill", "evaluate", "report", "scout", "teach", "train_generator"]
+if TYPE_CHECKING:
+    from dfkd.data import Dataset
+
+__all__ = ["compare", "distill", "evaluate", "report", "scout", "synthesize", "teach", "train_generator"]
 
 
 # -- compare -----------------------------------------------------------------------------------------------------------
@@ -58,6 +71,7 @@ def compare(words: list[str], out: Path | None, workers: int | None, dry_run: bo
     objective = configuration.objective(config.objective)
     spec = teacher_spec(config.teacher, "teacher")
     student = student_of(config.student, spec)
+    _require_test(config.teacher)
     torch.set_num_threads(1)
     with claimed(folder, resolved):
         named = _control(config, spec)
@@ -266,6 +280,129 @@ def _same_model(teacher: Any) -> dict[str, Any]:
     return {"model": str(model) if model else None, "options": given}
 
 
+# -- synthesize --------------------------------------------------------------------------------------------------------
+
+
+def synthesize(words: list[str], n: int | None, out: Path | None, png: bool, dry_run: bool) -> None:
+    """`dfkd synthesize`: images of one sampler, kept with what the teacher says of them."""
+    check_layout()
+    settings = configuration.read_settings(_with_sampler(words))
+    if n is not None:
+        settings["n"] = n
+    if "sampler" not in settings:
+        raise ValueError("synthesize: expected a sampler, found none; `dfkd list samplers` names them")
+    if "n" not in settings:
+        raise ValueError("--n: expected how many images, found none")
+    settings = _without_others(settings, SynthesizeConfig, CompareConfig, DistillConfig)
+    settings.setdefault("student", _same_model(settings.get("teacher")))
+    config: SynthesizeConfig = configuration.parse(SynthesizeConfig, settings)
+    resolved = configuration.dump(config)
+    if dry_run:
+        _print_yaml(resolved)
+        return
+    if out is None:
+        raise ValueError("--out: expected a folder to write to, found none")
+    device = as_device(config.device)
+    spec = teacher_spec(config.teacher, "teacher")
+    student = student_of(config.student, spec)
+    reference = None if config.reference is None else _reference(config.reference, spec)
+    del resolved["reference"]  # a bank that is there may be compared with any
+    from dfkd.report.contact import check_png, contact_sheet, write_pngs
+    from dfkd.schemes.offline import make_problem, make_student
+    from dfkd.synthesis import synthesize as run
+
+    if png:
+        check_png(spec)
+    with claimed(out, resolved):
+        teacher = teacher_of(config.teacher, out / "teacher.safetensors", "teacher", config.device)
+        fresh = make_student(student, spec, config.seed)
+        problem = make_problem(teacher, fresh, spec, seed=config.seed, device=device, precision=config.precision)
+        described = runtime.describe()
+        about = _about_bank(config, problem)
+        manifest = {**described, "seeds": [config.seed], "device": str(device), **about}
+        same_models(out, manifest)
+        keep_manifest(out, manifest)
+        about["versions"] = described["versions"]
+        index = run(config.sampler, problem, config.draws, out, about, show_progress=True)
+    print(_said_of_bank(index, out, contact_sheet(out)))
+    if png:
+        print(f"pictures: {write_pngs(out)}")
+    if reference is not None:
+        print(_compared(Probe(teacher, spec, device), reference, out))
+
+
+def _with_sampler(words: list[str]) -> list[str]:
+    """The words with a sampler that stands alone as the setting that it is."""
+    first = words[0] if words else "="
+    named = "=" not in first and (first in SAMPLERS or ":" in first or not Path(first).suffix)
+    return [f"sampler={json.dumps(first)}", *words[1:]] if named else words
+
+
+def _about_bank(config: SynthesizeConfig, problem: Problem) -> dict[str, Any]:
+    """What a bank was made from, as whoever reads it must be able to say."""
+    weights = config.student.weights
+    return {
+        "label": default_label(config.sampler),
+        "sampler": configuration.dump(config.sampler),
+        "data_free": is_data_free(config.sampler),
+        "sources": sources(config.sampler),
+        "read": what_is_read([config.sampler]),
+        "teacher": {"digest": problem.teacher.digest},
+        "student": {"digest": problem.student.digest, "trained": weights is not None},
+    }
+
+
+def _reference(source: str, spec: InputSpec) -> "Dataset":
+    from dfkd.data import load  # here, so that a data-free run never imports it
+
+    data = load(source)
+    if data.spec.shape != spec.shape:
+        raise ValueError(f"reference: expected images {spec.shape}, found {data.spec.shape} in {source!r}")
+    return data
+
+
+def _compared(teacher: Probe, data: "Dataset", out: Path) -> str:
+    """What is found of a bank beside data; quality.json has it too."""
+    from dfkd.fidelity.quality import QUALITY, Reference
+    from dfkd.plan import Evaluation, some_rows
+
+    most = Evaluation().quality_rows
+    training, held_out = (x[some_rows(len(x), rows)] for x, rows in ((data.train.x, 10 * most), (data.test.x, most)))
+    index = read_index(out)
+    chosen = some_rows(index["rows"], most)
+    x, first = [], 0
+    for shard in shards(out, index):
+        here = chosen[(chosen >= first) & (chosen < first + len(shard["x"]))] - first
+        x.append(shard["x"][here])
+        first += len(shard["x"])
+    reference = Reference.of(teacher, teacher.spec, training, held_out if len(held_out) else None)
+    found = reference.score(torch.cat(x), some_rows, most)
+    about = {"reference": data.name, "digest": data.digest, **asdict(found)}
+    replace_file(out / "quality.json", (json.dumps(about, indent=1) + "\n").encode())
+    lines = [f"beside {data.name}, {found.n} rows of each, {found.training_rows} training rows, k = {found.k}:"]
+    for name, value in found.values.items():
+        said = f"{value:.4g}" if value is not None else f"none: {found.reasons.get(name, 'no rows to test on')}"
+        lines.append(f"  {name:22s} {said:>8s}   {QUALITY[name].summary}")
+    return "\n".join(lines)
+
+
+def _said_of_bank(index: Mapping[str, Any], out: Path, sheet: Path) -> str:
+    """What a person wants to know of a bank that is done."""
+    counts, lines = index["counts"], []
+    named = sum(map(bool, counts))
+    lines.append(f"{index['rows']} images, {index['teacher_images']} teacher images")
+    lines.append(
+        f"the teacher names {named} of {len(counts)} classes, {min(counts)} to {max(counts)} images each"
+        + ("" if index["as_aimed"] is None else f"; {100 * index['as_aimed'] / index['rows']:.1f} % as aimed")
+    )
+    if index["learned_from"]:
+        lines.append(
+            f"it follows a student, which was {'the one given' if index['student']['trained'] else 'untrained'}, and "
+            f"learned from {index['learned_from']} draws first: not what it becomes beside a student that learns"
+        )
+    return "\n".join([*lines, f"contact sheet: {sheet}", f"bank: {out} (samplers=[{{real: {{data: {out}}}}}])"])
+
+
 # -- a generator -------------------------------------------------------------------------------------------------------
 
 
@@ -288,6 +425,7 @@ def train_generator(words: list[str], out: Path | None, dry_run: bool) -> None:
     if given.flip is None:
         say(f"flip: {_FLIP[bool(config.flip)]}")
     with claimed(out, resolved):
+        made = made_from(config.data)
         manifest = {
             **runtime.describe(),
             "seeds": [config.seed],
@@ -295,6 +433,7 @@ def train_generator(words: list[str], out: Path | None, dry_run: bool) -> None:
             "data": {"name": dataset.name, "digest": dataset.digest, "train_rows": len(dataset.train)},
             "data_free": False,
             "sources": [config.data],
+            **({} if made is None else {"read": {"banks": {config.data: made}}}),
         }
         same_models(out, manifest)
         keep_manifest(out, manifest)
@@ -338,6 +477,7 @@ def teach(words: list[str], out: Path | None, dry_run: bool) -> None:
         raise ValueError("weights: teach starts from fresh weights; leave it out")
     if config.data is None:
         raise ValueError("data: expected labelled data to train on, found none")
+    _require_test(config)
     make_folder(out.parent)
     module = teacher_of(config, out, "teacher", None)
     _print_scores(_scores(module, config.data, config.size, 500, None), as_json=False)
@@ -359,6 +499,14 @@ def evaluate(words: list[str], as_json: bool) -> None:
     module = load_model(config, spec, "model")
     Probe(module, spec, name="model").check()
     _print_scores(_scores(module, config.data, config.size, config.batch, config.device), as_json)
+
+
+def _require_test(config: TeacherConfig) -> None:
+    """ValueError where the teacher's data has no rows to test on, before anything is trained on it."""
+    if config.data is not None:
+        from dfkd.data import load
+
+        load(config.data, size=config.size).require_test("data")
 
 
 def _scores(module: nn.Module, data: str, size: int | None, batch: int, device: str | None) -> dict[str, Any]:

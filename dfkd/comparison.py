@@ -160,6 +160,8 @@ def _try(settings: Settings) -> None:
             f"spec: expected images {data.spec.shape} of {data.spec.num_classes} classes, as in {data.name}, "
             f"found {spec.shape} of {spec.num_classes}"
         )
+    if data is not None:
+        data.require_test("data")
     student = make_trained(settings.student, spec, 0)
     problem = make_problem(settings.teacher, student, spec, device="cpu", precision=settings.precision)
     if settings.control_teacher is not None:

@@ -26,6 +26,7 @@ from dfkd.registry import GENERATORS, LOSSES, SAMPLERS, SCHEMES, find
 from dfkd.schemes.ensemble import check_rule
 from dfkd.schemes.together import Scheme
 from dfkd.scout import Settings as ScoutSettings
+from dfkd.synthesis import Settings as DrawSettings
 
 __all__ = [
     "CompareConfig",
@@ -35,6 +36,7 @@ __all__ = [
     "GeneratorConfig",
     "ScoutConfig",
     "StudentConfig",
+    "SynthesizeConfig",
     "TeacherConfig",
     "dump",
     "generator",
@@ -194,6 +196,34 @@ class ScoutConfig:
     samplers: dict[str, Sampler] = field(default_factory=dict)
     draws: ScoutSettings = ScoutSettings()
     device: str | None = None
+
+
+@dataclass(frozen=True)
+class SynthesizeConfig:
+    """The settings of `dfkd synthesize`: a teacher, a student and a sampler as for distill.
+
+    n, rows, learn, seed: see dfkd.synthesis.Settings; the student stays untrained, or as its weights have it.
+    reference: labelled data that the draws are compared with once they are there, of which they do not depend.
+    """
+
+    teacher: TeacherConfig
+    student: StudentConfig
+    sampler: Sampler
+    n: int
+    rows: int = 256
+    learn: int = 100
+    seed: int = 0
+    device: str | None = None
+    precision: str | None = None
+    reference: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        _ = self.draws  # what is illegal is found now
+
+    @property
+    def draws(self) -> DrawSettings:
+        return DrawSettings(self.n, self.rows, self.learn, self.seed)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def evaluate(
     """
     if batch < 1:
         raise ValueError(f"batch: expected an integer >= 1, found {batch!r}")
-    device, test = as_device(device), dataset.test
+    device, test = as_device(device), dataset.require_test("evaluate")
     if test.y is None:
         raise ValueError(f"evaluate: {dataset.name} has no labels to test on")
     training = {part: part.training for part in model.modules()}

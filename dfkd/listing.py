@@ -106,6 +106,7 @@ def _data() -> list[Row]:
         *named,
         {"name": "FILE.npz", "summary": "arrays x_train y_train x_test y_test classes, uint8"},
         {"name": "FOLDER", "summary": "a folder for each class, or train/ and test/ with one for each class"},
+        {"name": "BANK", "summary": "a folder that `dfkd synthesize` wrote, with the teacher's labels, to train on"},
     ]
 
 

@@ -51,6 +51,8 @@ class Evaluation:
     many rows of noise and of each sampler are drawn. worst_case_rows: how many rows are searched; None searches all.
     features: module paths [[student's, teacher's], ...] whose likeness is measured; None for the penultimate features
     where both models have them. feature_rows: on so many rows of each column.
+    quality_rows: how many draws of a sampler are set beside as many rows of labelled data (and ten times as many
+    training rows), 0 sets none.
     """
 
     columns: tuple[str, ...] = COLUMNS
@@ -64,6 +66,7 @@ class Evaluation:
     # not written where they are not set: folders that were begun before these were settings go on
     features: Pairs | None = field(default=None, metadata={"unless": None})
     feature_rows: int = field(default=1000, metadata={"unless": 1000})
+    quality_rows: int = field(default=1000, metadata={"unless": 1000})
 
     def __post_init__(self) -> None:
         if self.features:
@@ -79,6 +82,8 @@ class Evaluation:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected an integer >= 1, found {value!r}")
+        if self.quality_rows < 0:
+            raise ValueError(f"quality_rows: expected an integer >= 0, found {self.quality_rows!r}")
         if any(not 0.0 < epsilon < 255.0 for epsilon in self.epsilons):
             raise ValueError(f"epsilons: expected numbers between 0 and 255, found {self.epsilons!r}")
 

@@ -3,6 +3,7 @@
 What is found stays in the run's folder: its result lines, and the values row by row that paired tests need.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -18,6 +19,7 @@ from dfkd.fidelity import columns, metrics
 from dfkd.fidelity.columns import Column
 from dfkd.fidelity.corruptions import corrupted_column, parse_corruption
 from dfkd.fidelity.features import default_pairs, feature_scores, pair_name
+from dfkd.fidelity.quality import Reference
 from dfkd.fidelity.recalibrate import recalibrated
 from dfkd.fidelity.worst_case import worst_case_column
 from dfkd.files import replace_file, replacing
@@ -40,6 +42,7 @@ def score_seed(settings: Settings, folder: Path, seed: int) -> None:
     teacher = Probe(settings.teacher, settings.spec, as_device(settings.device))
     layers = feature_pairs(settings, teacher)
     fixed = [(column, _asked(settings, teacher, column, layers)) for column in _fixed_columns(settings, folder, seed)]
+    reference = _reference(settings, teacher)
     shared = teacher.counts["evaluate"]["forward"]
     for label in waiting:
         run = run_folder(folder, label, seed)
@@ -50,6 +53,7 @@ def score_seed(settings: Settings, folder: Path, seed: int) -> None:
         if record["status"] == "ok":
             before = teacher.counts["evaluate"]["forward"]
             lines, rows = _score_student(settings, folder, head, teacher, fixed, layers)
+            lines += _quality(settings, folder, head, reference)
             asked = head.evaluate_forward + shared + teacher.counts["evaluate"]["forward"] - before
             for metric, value in record["diagnostics"].items():
                 lines.append(replace(head, evaluation="own_draws", metric=metric, value=finite(value)))
@@ -57,6 +61,31 @@ def score_seed(settings: Settings, folder: Path, seed: int) -> None:
         with replacing(run / "rows.npz") as draft, draft.open("wb") as file:
             np.savez_compressed(file, **rows)  # type: ignore[arg-type]  # keys are column names
         replace_file(run / "scores.jsonl", "".join(line.to_json() + "\n" for line in lines).encode())
+
+
+def _reference(settings: Settings, teacher: Probe) -> Reference | None:
+    """The data that draws are set beside, where there is any."""
+    data, most = settings.data, settings.evaluate.quality_rows
+    if data is None or not most:
+        return None
+    training, held_out = (
+        x[some_rows(len(x), rows).to(x.device)] for x, rows in ((data.train.x, 10 * most), (data.test.x, most))
+    )
+    return Reference.of(teacher, settings.spec, training, held_out)
+
+
+def _quality(settings: Settings, folder: Path, head: Line, reference: Reference | None) -> list[Line]:
+    """The lines of a sampler's draws beside data; how many rows they are of is kept in the run's folder."""
+    lines: list[Line] = []
+    if reference is None:
+        return lines
+    for bank in _bank(folder, head.sampler, head.seed):
+        found = reference.score(bank.x, some_rows, settings.evaluate.quality_rows)
+        values = {name: value for name, value in found.values.items() if finite(value) is not None}
+        lines += [replace(head, evaluation="own_draws", metric=name, value=value) for name, value in values.items()]
+        about = {"n": found.n, "training_rows": found.training_rows, "k": found.k, "reasons": dict(found.reasons)}
+        replace_file(run_folder(folder, head.sampler, head.seed) / "quality.json", json.dumps(about, indent=1).encode())
+    return lines
 
 
 def _score_student(

@@ -36,7 +36,7 @@ from dfkd.runtime import Bar
 from dfkd.schemes.offline import make_problem, make_student
 from dfkd.types import InputSpec
 
-__all__ = ["CRITERIA", "Scouted", "Settings", "ranked", "resolution", "scout", "table"]
+__all__ = ["CRITERIA", "Scouted", "Settings", "learn", "ranked", "resolution", "scout", "table"]
 
 CRITERIA: Final[Mapping[str, bool]] = {"histogram_entropy": True, "batchnorm_gauss": False, "feature_rank": True}
 """The diagnostics that the score is made of, and whether more of it is better. What a teacher has not is left out."""
@@ -172,7 +172,7 @@ def _look(label: str, sampler: Sampler, problem: Problem, settings: Settings) ->
             problem.teacher.counting("synthesise"),
         ):
             state = sampler.init(problem, derive(settings.seed, "scout", label))
-            learned = _learn(sampler, state, problem, settings, began)
+            learned = learn(sampler, state, problem, settings.learn, began + settings.seconds)
             batch = sampler.draw(state, problem, settings.rows)
     except _TooLong:
         said = f"its first {settings.rows} rows take more than {settings.limit:g} s; draws.limit= gives it more"
@@ -217,19 +217,19 @@ def _until(deadline: float, teacher: nn.Module) -> Iterator[None]:
         handle.remove()
 
 
-def _learn(sampler: Sampler, state: Any, problem: Problem, settings: Settings, began: float) -> int:
-    """Small draws that a sampler which follows the student learns from; how many."""
+def learn(sampler: Sampler, state: Any, problem: Problem, draws: int, deadline: float = math.inf) -> int:
+    """Small draws that a sampler which follows the student learns from, up to the deadline; how many."""
     if not any(part.uses_student for part in walk(sampler)):
         return 0
     loss = KL()
-    for step in range(settings.learn):
-        if time.perf_counter() - began > settings.seconds:
+    for step in range(draws):
+        if time.perf_counter() > deadline:
             return step
         batch = sampler.draw(state, problem, 8)
         with torch.no_grad():
             rows = loss(problem.student(batch.x), problem.label(batch), batch)
         sampler.observe(state, batch, rows)
-    return settings.learn
+    return draws
 
 
 # -- for people --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""From a source to a Dataset: `digits`, an .npz file, a folder of class folders, or torchvision's name."""
+"""From a source to a Dataset: `digits`, an .npz file, a folder of class folders, a bank, or torchvision's name."""
 
 import functools
 import os
@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dfkd.bank import is_bank
 from dfkd.naming import nearest
 from dfkd.types import InputSpec
 
 from .arrays import Splits
+from .bank import read_bank
 from .folder import read_folder
 from .npz import read_npz
 from .sets import Dataset, ImageSet
@@ -73,7 +75,7 @@ def _read(source: str, size: int | None) -> Splits:
         return read_torchvision(source)
     path = Path(source)
     if path.is_dir():
-        return read_folder(path, size)
+        return read_bank(path) if is_bank(path) else read_folder(path, size)
     if path.is_file():
         if path.suffix != ".npz":
             raise ValueError(f"data: expected an .npz file or a folder of class folders, found {source!r}")

@@ -53,10 +53,16 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A named pair of image sets of one spec; digest: a hash of all their bytes."""
+    """A named pair of image sets of one spec; digest: a hash of all their bytes. Of a bank of draws `test` is empty."""
 
     name: str
     train: ImageSet
     test: ImageSet
     spec: InputSpec
     digest: str
+
+    def require_test(self, who: str) -> ImageSet:
+        """The rows to test on; ValueError where there are none, as in a bank of draws."""
+        if not len(self.test):
+            raise ValueError(f"{who}: expected data with rows to test on, found none in {self.name}, a bank of draws")
+        return self.test

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from dfkd.bank import is_bank, read_index
 from dfkd.naming import nearest
 
 from .folder import SUFFIXES, open_picture
@@ -56,7 +57,8 @@ def read_unlabelled(
     """
     c, h, w = shape
     folder = Path(source)
-    if source.lower() not in {name.lower() for name in SOURCES} and folder.is_dir() and not _has_classes(folder):
+    named = source.lower() in {name.lower() for name in SOURCES}
+    if not named and folder.is_dir() and not is_bank(folder) and not _has_classes(folder):
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
         if not paths:
             raise ValueError(f"data: expected images ({', '.join(SUFFIXES[:3])}, ...) in {folder}, found none")
@@ -84,8 +86,11 @@ def fingerprint(source: str) -> str:
         return source
     if not path.exists():
         raise ValueError(f"data: no such file or folder: {source!r}")
-    files = [path] if path.is_file() else sorted(part for part in path.rglob("*") if part.is_file())
     hasher = hashlib.blake2b(digest_size=8)
+    if is_bank(path):  # of its images alone, which are checked when they are read: pictures of them may come later
+        hasher.update("".join(f"{shard['digest']}\n" for shard in read_index(path)["shards"]).encode())
+        return hasher.hexdigest()
+    files = [path] if path.is_file() else sorted(part for part in path.rglob("*") if part.is_file())
     for file in files:
         content = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
         hasher.update(f"{file.relative_to(path) if path.is_dir() else ''}\0{content}\n".encode())

@@ -12,6 +12,14 @@ from dfkd.fidelity.corruptions import CORRUPTIONS, corrupted, corrupted_column, 
 from dfkd.fidelity.diagnostics import DIAGNOSTICS, Diagnosis, LayerShift, diagnose
 from dfkd.fidelity.features import FEATURE_METRICS, feature_scores
 from dfkd.fidelity.metrics import METRICS, Metric, calibration_error, metric, rowwise, score
+from dfkd.fidelity.neighbours import nearest
+from dfkd.fidelity.quality import (
+    QUALITY,
+    Quality,
+    Reference,
+    frechet_distance,
+    precision_recall_density_coverage,
+)
 from dfkd.fidelity.recalibrate import SCORING, Scoring, recalibrated, scored_logits
 from dfkd.fidelity.statistics import (
     Difference,
@@ -30,12 +38,15 @@ __all__ = [
     "DIAGNOSTICS",
     "FEATURE_METRICS",
     "METRICS",
+    "QUALITY",
     "SCORING",
     "Column",
     "Diagnosis",
     "Difference",
     "LayerShift",
     "Metric",
+    "Quality",
+    "Reference",
     "Scoring",
     "Spread",
     "Verdict",
@@ -47,12 +58,15 @@ __all__ = [
     "diagnose",
     "draws_column",
     "feature_scores",
+    "frechet_distance",
     "holm",
     "leads",
     "logits",
     "metric",
+    "nearest",
     "paired_difference",
     "parse_corruption",
+    "precision_recall_density_coverage",
     "recalibrated",
     "rowwise",
     "score",

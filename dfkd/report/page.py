@@ -20,7 +20,7 @@ from .matrix import DIAGNOSTIC_COLUMN, failed_words, panels
 from .pictures import Picture, pictures
 from .run import Run, load_run
 from .verdict import verdict
-from .words import DIAGNOSTICS, describe, duration, large, number, spread
+from .words import DIAGNOSTICS, QUALITY, Form, describe, duration, large, number, spread
 
 __all__ = ["render", "write_report"]
 
@@ -93,6 +93,7 @@ def render(run: Run) -> str:
         scatter=cost_scatter(run),
         drawn=_drawn(run),
         diagnostics=_diagnostics(run),
+        quality=_quality(run),
         facts=_facts(run),
         resolution=_resolution(run),
     )
@@ -218,13 +219,54 @@ def _drawn(run: Run) -> list[Drawn]:
 
 def _diagnostics(run: Run) -> dict[str, Any]:
     """heads (title, meaning) and rows of text by sampler; empty where none were recorded."""
-    found = [m for m in run.summary.metrics if any(run.summary.cell(s, DIAGNOSTIC_COLUMN, m).n for s in run.order)]
+    names = [m for m in run.summary.metrics if m.removesuffix("_test") not in QUALITY]
+    found = [m for m in names if any(run.summary.cell(s, DIAGNOSTIC_COLUMN, m).n for s in run.order)]
     found = [m for m in DIAGNOSTICS if m in found] + [m for m in found if m not in DIAGNOSTICS]
     rows = {}
     for sampler in run.order:
         cells = [run.summary.cell(sampler, DIAGNOSTIC_COLUMN, metric) for metric in found]
         rows[sampler] = [(number(cell.mean, "plain"), spread(cell.spread, "plain", cell.mean)) for cell in cells]
     return {"heads": [DIAGNOSTICS.get(m, (m.replace("_", " "), "")) for m in found], "rows": rows if found else {}}
+
+
+def _quality(run: Run) -> dict[str, Any]:
+    """The same of draws beside data. said: rows and k, how far off held-out rows are, what is missing."""
+    names = [m for m in QUALITY if any(run.summary.cell(s, DIAGNOSTIC_COLUMN, m).n for s in run.order)]
+    rows = {}
+    for sampler in run.order:
+        cells = [(metric, run.summary.cell(sampler, DIAGNOSTIC_COLUMN, metric)) for metric in names]
+        forms: dict[str, Form] = {m: "percent" if m in _SHARES else "plain" for m in names}
+        rows[sampler] = [(number(c.mean, forms[m]), spread(c.spread, forms[m], c.mean)) for m, c in cells]
+    heads = [(title + (", %" if m in _SHARES else ""), meaning) for m in names for title, meaning in [QUALITY[m]]]
+    return {"heads": heads, "rows": rows if names else {}, "said": _said_of_quality(run)}
+
+
+_SHARES = ("feature_precision", "feature_recall", "coverage", "copies_pixels", "copies_features")
+
+
+def _said_of_quality(run: Run) -> list[str]:
+    """What the numbers were made of, so far as it was kept, and what a reader may compare them with."""
+    said = []
+    about = next(iter(run.quality.values()), {})
+    if {"n", "k", "training_rows"} <= set(about):
+        n = " or ".join(map(str, sorted({int(found["n"]) for found in run.quality.values() if "n" in found})))
+        said.append(
+            f"{n} draws beside as many held-out rows, and {about['training_rows']} training rows; a ball reaches to "
+            f"the {_ordinal(int(about['k']))} nearest row of its own set. Other numbers of rows give other values."
+        )
+    far = []
+    for kind in ("pixels", "features"):
+        cells = [run.summary.cell(s, DIAGNOSTIC_COLUMN, f"nearest_{kind}_test") for s in run.order]
+        means = [cell.mean for cell in cells if cell.mean is not None]
+        far += [f"{number(means[0], 'plain')} in {kind}"] if means else []
+    if far:
+        said.append(f"Held-out rows lie {' and '.join(far)} from their nearest training row (median).")
+    missing = {reason for found in run.quality.values() for reason in (found.get("reasons") or {}).values()}
+    return [*said, *(f"Left out: {reason}." for reason in sorted(missing))]
+
+
+def _ordinal(k: int) -> str:
+    return {1: "1st", 2: "2nd", 3: "3rd"}.get(k, f"{k}th")
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .run import Bank
 
-__all__ = ["Picture", "pictures", "png", "png_uri"]
+__all__ = ["LARGEST", "Picture", "Pixels", "pictures", "png", "png_uri", "shrink"]
 
 Pixels = NDArray[np.uint8]
 LARGEST = 96  # pixels a side; larger images are averaged down, so that a page stays a few megabytes
@@ -30,7 +30,7 @@ def pictures(bank: Bank, class_names: list[str] | None, most: int = 16) -> list[
     """The first images of a bank: not picked, so that they show what the student saw."""
     found = []
     for position in range(min(most, len(bank.x))):
-        image = _shrink(bank.x[position])
+        image = shrink(bank.x[position])
         caption = ""
         if bank.target is not None:
             target = int(bank.target[position])
@@ -40,7 +40,7 @@ def pictures(bank: Bank, class_names: list[str] | None, most: int = 16) -> list[
     return found
 
 
-def _shrink(image: Pixels) -> Pixels:
+def shrink(image: Pixels) -> Pixels:
     """(c, h, w) -> means over whole blocks, until no side is over LARGEST."""
     c, h, w = image.shape
     block = -(-max(h, w) // LARGEST)

@@ -27,8 +27,8 @@ class Bank:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything the report shows. curves and rows by (sampler, seed); banks by sampler, of its first seed; reasons by
-    sampler, of those that are unsupported."""
+    """Everything the report shows. curves and rows by (sampler, seed). By sampler: banks and quality (what was set
+    beside data, and why some was not), of its first seed; reasons, of those that are unsupported."""
 
     name: str
     summary: Summary
@@ -38,6 +38,7 @@ class Run:
     rows: Mapping[tuple[str, int], Mapping[str, Array]] = field(default_factory=dict)
     banks: Mapping[str, Bank] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
+    quality: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @cached_property
     def order(self) -> list[str]:
@@ -75,19 +76,21 @@ def load_run(folder: Path) -> Run:
         raise ValueError(f"{path}: expected at least one result line, found none")
     manifest = _json(folder / "manifest.json")
     pairs = sorted({(line.sampler, line.seed) for line in summary.lines})
-    curves, rows, banks = {}, {}, {}
+    curves, rows, banks, quality = {}, {}, {}, {}
     for sampler, seed in pairs:
         place = folder / "runs" / _file_name(folder / "runs", sampler, seed)
         if (place / "curve.jsonl").is_file():
             curves[sampler, seed] = _curve(place / "curve.jsonl")
         if (place / "rows.npz").is_file():
             rows[sampler, seed] = _arrays(place / "rows.npz")
+        if sampler not in quality and (said := _json(place / "quality.json")):
+            quality[sampler] = said
         bank = folder / "banks" / _file_name(folder / "banks", sampler, seed, ".safetensors")
         if sampler not in banks and bank.is_file():
             banks[sampler] = _bank(bank)
     config = folder / "config.yaml"
     text = config.read_text(encoding="utf-8") if config.is_file() else ""
-    return Run(folder.resolve().name, summary, text, manifest, curves, rows, banks, reasons(folder, summary))
+    return Run(folder.resolve().name, summary, text, manifest, curves, rows, banks, reasons(folder, summary), quality)
 
 
 def reasons(folder: Path, summary: Summary) -> dict[str, str]:

@@ -4,7 +4,20 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-__all__ = ["DIAGNOSTICS", "METRICS", "Metric", "describe", "duration", "large", "listed", "number", "plain", "spread"]
+__all__ = [
+    "DIAGNOSTICS",
+    "METRICS",
+    "QUALITY",
+    "Form",
+    "Metric",
+    "describe",
+    "duration",
+    "large",
+    "listed",
+    "number",
+    "plain",
+    "spread",
+]
 
 Form = Literal["percent", "points", "nats", "plain"]
 
@@ -89,6 +102,19 @@ _OF_LAYERS = {
     "cka": Metric("CKA", "higher", "plain", "linear alignment of the rows' similarities in {}; 1 for equal"),
     "fkd": Metric("FKD", "lower", "plain", "mean squared difference of the correlations of two rows' features, {}"),
 }
+
+QUALITY: dict[str, tuple[str, str]] = {
+    "feature_precision": ("precision", "share of draws that lie within the ball of a held-out row: draws like data"),
+    "feature_recall": ("recall", "share of held-out rows that lie within the ball of a draw: data that is drawn"),
+    "density": ("density", "how many balls of held-out rows a draw lies in, over k; data itself has about 1"),
+    "coverage": ("coverage", "share of balls of held-out rows that hold a draw"),
+    "frechet_distance": ("Fréchet distance", "of two normal distributions fitted to the features, squared; 0 is alike"),
+    "nearest_pixels": ("nearest in pixels", "root mean square from a draw to its nearest training row, median"),
+    "copies_pixels": ("copies in pixels", "share of draws as near to a training row as the nearest held-out row is"),
+    "nearest_features": ("nearest in features", "distance to the nearest training row in features, median"),
+    "copies_features": ("copies in features", "the same share, by distance in the teacher's features"),
+}
+"""How draws lie beside data; the same of held-out rows has a name that ends in _test."""
 
 
 def describe(metric: str) -> Metric:

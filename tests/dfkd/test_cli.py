@@ -69,7 +69,7 @@ def test_without_words_it_says_what_there_is(run: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["compare", "scout", "distill", "teach", "train-generator", "evaluate", "report", "list"]
+    "command", ["compare", "scout", "synthesize", "distill", "teach", "train-generator", "evaluate", "report", "list"]
 )
 def test_every_command_has_help(run: Command, command: str) -> None:
     said = run(command, "--help")
@@ -305,4 +305,14 @@ def test_how_pixels_are_normalised_is_printed(
 
 def test_the_commands_are_the_ones_that_are_known() -> None:
     names = [command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback]
-    assert names == ["compare", "scout", "distill", "teach", "train-generator", "evaluate", "report", "list"]
+    assert names == [
+        "compare",
+        "scout",
+        "synthesize",
+        "distill",
+        "teach",
+        "train-generator",
+        "evaluate",
+        "report",
+        "list",
+    ]

@@ -25,10 +25,10 @@ import dfkd as package
 from dfkd import Budget, Evaluation, InputSpec, Optimiser, scoring
 from dfkd.comparison import Comparison, compare
 from dfkd.data import Dataset, ImageSet, load
-from dfkd.fidelity import columns, feature_scores, metrics
+from dfkd.fidelity import QUALITY, Reference, columns, feature_scores, metrics
 from dfkd.interfaces import Preset
 from dfkd.losses import LogitMSE, combine
-from dfkd.plan import Settings
+from dfkd.plan import Settings, some_rows
 from dfkd.problem import Probe
 from samplers import DeepInversion, Gaussian, Mixture, Mixup, Pooled, Real, Uniform
 
@@ -423,11 +423,54 @@ def alive(pid: int) -> bool:
         return False
 
 
+def test_draws_are_set_beside_the_data(done: Path, quadrants: Path, teachers: tuple[Path, Path]) -> None:
+    """For every sampler and seed; the same as from the bank that was kept, and said with how many rows of what."""
+    data, teacher = load(str(quadrants)), Probe(package.load(teachers[0]), load(str(quadrants)).spec)
+    reference = Reference.of(teacher, data.spec, data.train.x, data.test.x)
+    lines = {
+        (line["sampler"], line["seed"], line["metric"]): line["value"]
+        for line in results(done)
+        if line["evaluation"] == "own_draws"
+    }
+    for label in LABELS:
+        for seed in (0, 1):
+            bank = load_file(done / "banks" / f"{label}-s{seed}.safetensors")["x"]
+            expected = reference.score(bank, some_rows, 1000).values
+            found = {name: lines[label, seed, name] for name in QUALITY}
+            assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
+            about = json.loads((done / "runs" / f"{label}-s{seed}" / "quality.json").read_text())
+            assert about == {"n": 20, "training_rows": 80, "k": 5, "reasons": {}}
+    assert lines["real", 0, "copies_pixels"] == 1.0
+    assert lines["inverted", 0, "copies_pixels"] == 0.0
+    assert "How the draws lie beside the data" in (done / "report.html").read_text(encoding="utf-8")
+
+
+def test_draws_are_not_set_beside_data_where_that_is_not_wanted(
+    tmp_path: Path, quadrants: Path, teachers: tuple[Path, Path]
+) -> None:
+    data = load(str(quadrants))
+    common: dict[str, Any] = {"budget": Budget(steps=1, batch=8), "seeds": [0], "spec": data.spec}
+    for given, rows in ((data, 0), (None, 1000)):
+        found = compare(
+            package.load(teachers[0]),
+            package.load(teachers[1]),
+            [Uniform()],
+            data=given,
+            evaluate=Evaluation(columns=("uniform",), rows=8, quality_rows=rows),
+            out=tmp_path / str(rows),
+            **common,
+        )
+        assert not {line.metric for line in found.lines} & set(QUALITY)
+    with pytest.raises(ValueError, match="quality_rows: expected an integer >= 0, found -1"):
+        Evaluation(quality_rows=-1)
+
+
 def test_what_the_teacher_is_asked_to_judge_is_counted(done: Path) -> None:
-    """A bank of 20 drawn and diagnosed, five columns that all share, and a search of one start and two steps."""
+    """A bank of 20 drawn, diagnosed and set beside 24 + 80 rows of data, columns that all share, and a search."""
     found = {(line["sampler"], line["seed"]): line["evaluate_forward"] for line in results(done)}
     assert all(line["evaluate_forward"] == found[line["sampler"], line["seed"]] for line in results(done))
     scoring = 24 + 24 + 20 + 3 * 20 + 24 * (1 + 2 + 1) + 24
+    scoring += 20 + 24 + 80
     assert found["real", 0] == found["real", 1] == scoring + 20
     assert found["inverted", 0] >= scoring + 20
 

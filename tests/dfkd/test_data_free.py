@@ -35,7 +35,7 @@ for words in WORDS:
 
 
 def test_distil_without_any_way_to_read_data(tmp_path: Path, teachers: tuple[Path, Path]) -> None:
-    """One process, four commands: the default sampler in small, a comparison by spec, and one that wants data."""
+    """One process, five commands: the default sampler in small, a comparison by spec, a bank, two that want data."""
     inverted = "{pooled: {base: {deep_inversion: {steps: 2, batch: 16}}, round: 16}}"
     common = [f"teacher={teachers[0]}", "budget.steps=3", "budget.batch=8"]
     sampler = f"sampler={{adversarial: {{base: {inverted}, steps: 2}}}}"
@@ -44,6 +44,17 @@ def test_distil_without_any_way_to_read_data(tmp_path: Path, teachers: tuple[Pat
     commands = [
         ["distill", *common, sampler, "--out", "out"],
         ["compare", "own.yaml", *common, *compared, "--out", "compared", "--workers", "1"],
+        [
+            "synthesize",
+            "deep_inversion",
+            common[0],
+            "sampler.deep_inversion.steps=2",
+            "--n",
+            "9",
+            "--out",
+            "bank",
+            "--png",
+        ],
         ["distill", *common, "sampler=real", "--out", "refused"],
         ["distill", *common, "sampler={mixture: {samplers: [uniform, real]}}", "--out", "refused"],
     ]
@@ -57,7 +68,7 @@ def test_distil_without_any_way_to_read_data(tmp_path: Path, teachers: tuple[Pat
         check=False,
     )
     ended = [part.rpartition("STATUS ") for part in done.stdout.split("\n\0")]
-    assert [status for _, _, status in ended if status] == ["0", "0", "2", "2"], done.stderr
+    assert [status for _, _, status in ended if status] == ["0", "0", "0", "2", "2"], done.stderr
     distilled = ended[0][0]
     assert "agreement with the teacher (not a test score):" in distilled
     scores = re.findall(r"^  (.+?) +(\d+\.\d\d) %   KL (\d+\.\d{4}) nats$", distilled, re.MULTILINE)
@@ -75,6 +86,8 @@ def test_distil_without_any_way_to_read_data(tmp_path: Path, teachers: tuple[Pat
     lines = [json.loads(line) for line in (tmp_path / "compared" / "results.jsonl").read_text().splitlines()]
     assert {line["evaluation"] for line in lines} >= {"uniform", "draws of uniform"}
     assert not [line for line in lines if line["evaluation"] == "test" or not line["data_free"]]
+    index = json.loads((tmp_path / "bank" / "index.json").read_text())
+    assert (index["rows"], index["data_free"], index["sources"], index["read"]) == (9, True, [], None)
     errors = [line for line in done.stderr.splitlines() if line.startswith("dfkd: ")]
     assert errors == ["dfkd: dfkd.data is blocked", "dfkd: dfkd.data is blocked"]
     assert "Traceback" not in done.stderr

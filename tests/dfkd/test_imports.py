@@ -10,9 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="reads the source tree")
 
-CORE = {"types", "rng", "problem", "interfaces", "moments", "naming", "pixels", "augment", "about", "files"}
+CORE = {"bank", "types", "rng", "problem", "interfaces", "moments", "naming", "pixels", "augment", "about", "files"}
 RUN = {"engine", "runtime", "checkpoint", "schedule"}
-COMPARE = {"comparison", "plan", "cells", "scoring", "claim", "jobs", "scout", "selection"}
+COMPARE = {"comparison", "plan", "cells", "scoring", "claim", "jobs", "scout", "selection", "synthesis"}
 WORDS = {
     "candidates",
     "config",
@@ -44,7 +44,19 @@ MAY: dict[str, set[str]] = {
 }
 """What each room of dfkd may import of the others, at module level or later."""
 
-SAMPLERS_MAY = {"types", "problem", "interfaces", "moments", "rng", "naming", "pixels", "augment", "losses", "data"}
+SAMPLERS_MAY = {
+    "bank",
+    "types",
+    "problem",
+    "interfaces",
+    "moments",
+    "rng",
+    "naming",
+    "pixels",
+    "augment",
+    "losses",
+    "data",
+}
 
 
 def name_of(file: Path) -> str:

@@ -1,5 +1,6 @@
 """The page, read as a browser reads it: nothing from outside, nothing unescaped, the numbers of the records."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -218,3 +219,29 @@ def test_numbers_of_any_finite_size_are_shown(build: Build) -> None:
     page = write_report(folder).read_text(encoding="utf-8")
     assert "−1.6e48" in page
     assert "9.0e23" in page
+
+
+def test_draws_beside_data_have_a_table_of_their_own(build: Build) -> None:
+    folder = build(samplers=("real", "uniform"), seeds=(0, 1))
+    assert "How the draws lie beside the data" not in write_report(folder).read_text(encoding="utf-8")
+    heads = {(line.sampler, line.seed): line for line in read(folder / "results.jsonl")}.values()
+    values = {"coverage": 0.25, "density": 0.5, "nearest_pixels": 0.125, "nearest_pixels_test": 0.0625}
+    lines = [
+        replace(head, evaluation="own_draws", metric=name, value=value + head.seed / 10)
+        for head in heads
+        for name, value in values.items()
+    ]
+    append(folder / "results.jsonl", lines)
+    about = {"n": 300, "k": 5, "training_rows": 1437, "reasons": {"frechet_distance": "a <reason>"}}
+    (folder / "runs" / "real-s0" / "quality.json").write_text(json.dumps(about))
+    page = Page(write_report(folder).read_text(encoding="utf-8"))
+    table = next(table for table in page.tables if "coverage, %" in table[0])
+    assert table[0] == ["sampler", "density", "coverage, %", "nearest in pixels"]
+    shown = {named(row[0], Summary(lines)): row[1:] for row in table[1:]}
+    assert shown["real"] == shown["uniform"] == ["0.550 ±0.071", "30.0 ±7.1", "0.175 ±0.071"]
+    diagnostics = next(table for table in page.tables if "class entropy" in table[0])
+    assert not {"coverage", "density", "nearest pixels test"} & set(diagnostics[0])
+    assert "300 draws beside as many held-out rows, and 1437 training rows" in page.seen
+    assert "the 5th nearest row" in page.seen
+    assert "Held-out rows lie 0.113 in pixels from their nearest training row" in page.seen
+    assert "Left out: a <reason>." in page.seen
