@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 __all__ = ["Diagonal", "Distance", "Family", "Kernel", "Normalise", "angle_bytes", "relate", "relation", "unit"]
 
@@ -37,7 +38,8 @@ class Family:
     `mean`, over the mean of what is not 0. diagonal: `keep`, or `zero`, a row beside itself does not count. distance:
     `square`, mean of squared differences; `kl`, mean over rows of KL(teacher || student); `inner`, 1 - <a, b>; `huber`,
     mean of Huber's function with delta 1. gamma: > 0, of `gaussian`. rows: >= 1, so many rows spread evenly over the
-    batch take part, None for all. max_bytes: > 0, what `angle` may take of memory.
+    batch take part, None for all. max_bytes: > 0, what `angle` may take of memory: where all angles at once would take
+    more, they are computed for some vertices at a time, and again for their gradient.
     """
 
     kernel: Kernel
@@ -107,8 +109,7 @@ def relation(student: Tensor, teacher: Tensor | Sequence[Tensor], family: Family
         index = torch.arange(family.rows, device=student.device) * n // family.rows
         student, teachers, n = student[index], [features[index] for features in teachers], family.rows
     if family.kernel == "angle":
-        widths = [features[0].numel() for features in (student, *teachers)]
-        _require_memory(who, n, widths, student.element_size(), family.max_bytes)
+        return _of_angles(student, teachers, family, who)
     ours = relate(student, family)
     theirs = relate(teachers[0], family)
     for features in teachers[1:]:
@@ -120,7 +121,7 @@ def relate(features: Tensor, family: Family) -> Tensor:
     """(n, ...) -> (n, n), for angles (n, n, n): the normalised relation, 0 where it does not count."""
     f = features.reshape(features.shape[0], -1)
     if family.kernel == "angle":
-        return _angles(f)
+        return _angles(centred_and_scaled(f), torch.arange(len(f), device=f.device))
     kernel = _kernel(f, family)
     if family.normalise == "correlation":
         return _without_diagonal(_correlation(kernel), family)
@@ -173,32 +174,60 @@ def _kernel(f: Tensor, family: Family) -> Tensor:
     return math.exp(-twice) * (1.0 + twice * cosine + (twice * cosine).square() / 2.0)
 
 
-def _angles(f: Tensor) -> Tensor:
-    """(n, d) -> (n, n, n): [j, i, k] is the cosine of the angle at row j; 0 where the three are not distinct."""
-    f = centred_and_scaled(f)
-    side = unit(f[None, :, :] - f[:, None, :], dim=2, nothing=_SAME)  # [j, i]: from row j to row i
+# -- angles: as many numbers as the cube of the rows -------------------------------------------------------------------
+
+
+def _of_angles(student: Tensor, teachers: Sequence[Tensor], family: Family, who: str) -> Tensor:
+    """The distance of the angles, summed over as many vertices at a time as memory allows."""
+    n = student.shape[0]
+    ours, *theirs = (centred_and_scaled(features.reshape(n, -1)) for features in (student, *teachers))
+    together = _vertices(who, n, [f.shape[1] for f in (ours, *theirs)], ours.element_size(), family.max_bytes)
+    distance, counted = _DISTANCES[family.distance], _counted(n, family)
+
+    def at(vertices: Tensor, own: Tensor, *others: Tensor) -> Tensor:
+        mean = _angles(others[0], vertices)
+        for other in others[1:]:
+            mean = mean + _angles(other, vertices)
+        return distance(_angles(own, vertices), mean / len(others), counted)
+
+    everyone = torch.arange(n, device=student.device)
+    if together >= n:
+        return at(everyone, ours, *theirs)
+    total = student.new_zeros(())
+    for vertices in everyone.split(together):  # what a part would keep for its gradient is computed again for it
+        total = total + checkpoint(at, vertices, ours, *theirs, use_reentrant=False, preserve_rng_state=False)
+    return total
+
+
+def _angles(f: Tensor, vertices: Tensor) -> Tensor:
+    """(n, d), (m,) -> (m, n, n): [j, i, k] is the cosine of the angle at vertex j; 0 where not all three differ."""
+    side = unit(f[None, :, :] - f[vertices, None, :], dim=2, nothing=_SAME)  # [j, i]: from vertex j to row i
     cosine = side @ side.transpose(1, 2)
-    same = torch.eye(f.shape[0], dtype=torch.bool, device=f.device)
-    return cosine.masked_fill(same[:, :, None] | same[:, None, :] | same[None, :, :], 0.0)
+    rows = torch.arange(len(f), device=f.device)
+    itself = rows == vertices[:, None]
+    return cosine.masked_fill(itself[:, :, None] | itself[:, None, :] | (rows == rows[:, None]), 0.0)
 
 
-def angle_bytes(n: int, widths: Sequence[int], size: int = 4) -> int:
-    """Memory that the angles of n rows take at most: student's features first, then each teacher's.
+def angle_bytes(n: int, vertices: int, widths: Sequence[int], size: int = 4) -> int:
+    """Memory that the angles of n rows at so many vertices take at most: student's features first, then each teacher's.
 
     Of cosines six sets are there at a time. Of sides nine of the student's while its gradient is taken, or before that
     two of them and three of a teacher's.
     """
     sides = max(9 * widths[0], 2 * widths[0] + 3 * max(widths[1:], default=0))
-    return size * (6 * n**3 + sides * n**2)
+    return size * vertices * (6 * n**2 + sides * n)
 
 
-def _require_memory(who: str, n: int, widths: Sequence[int], size: int, allowed: int) -> None:
-    needed = angle_bytes(n, widths, size)
+def _vertices(who: str, n: int, widths: Sequence[int], size: int, allowed: int) -> int:
+    """How many vertices at a time need no more memory than allowed; ValueError where not even one does."""
+    needed = angle_bytes(n, 1, widths, size)
     if needed <= allowed:
-        return
-    fits = max((m for m in range(3, n) if angle_bytes(m, widths, size) <= allowed), default=None)
+        return allowed // needed
+    fits = max((m for m in range(3, n) if angle_bytes(m, 1, widths, size) <= allowed), default=None)
     instead = "raise max_bytes" if fits is None else f"set rows={fits} to compare so many of them, or raise max_bytes"
-    raise ValueError(f"{who}: the angles of {n} rows need {needed} bytes, more than max_bytes={allowed}; {instead}")
+    raise ValueError(
+        f"{who}: the angles of {n} rows need {needed} bytes for each row, more than max_bytes={allowed}; {instead}"
+    )
 
 
 # -- normalisations, diagonals and distances ---------------------------------------------------------------------------

@@ -260,8 +260,8 @@ class Relation(Related):
     student: the path of the module whose features are compared. teacher: likewise; of several paths (the members of an
     ensemble) the mean relation counts. kernel: gram, centred_gram, cosine, gaussian, distance or angle. normalise:
     none, row_l2, row_sum, frobenius, correlation or mean. diagonal: keep or zero. distance: square, kl, inner or huber.
-    gamma: of the gaussian kernel. rows: so many, spread evenly over the batch, take part, null for all. max_bytes: a
-    batch whose angles need more memory is refused.
+    gamma: of the gaussian kernel. rows: so many, spread evenly over the batch, take part, null for all. max_bytes: of
+    memory for angles, as of rkd_angle.
     """
 
     kernel: Kernel = "gram"

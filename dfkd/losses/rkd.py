@@ -50,11 +50,12 @@ class RKDDistance(Related):
 class RKDAngle(Related):
     """Angles that rows make at a third row; Huber of their cosines, mean over triples. Published weight: 50.
 
-    Memory grows as the cube of the rows.
+    Time grows as the cube of the rows; memory too until it is max_bytes.
 
     student: the path of the module whose features are compared. teacher: likewise; of several paths (the members of an
     ensemble) the mean relation counts. rows: >= 3; so many, spread evenly over the batch, take part, null for all.
-    max_bytes: a batch whose angles need more memory is refused.
+    max_bytes: > 0; where all angles at once need more memory they are computed for some rows at a time, and again for
+    their gradient; a batch that needs more for one row alone is refused.
     """
 
     rows: int | None = None

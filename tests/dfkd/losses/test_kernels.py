@@ -3,11 +3,13 @@
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dfkd.losses import Family, relate, relation
 from dfkd.losses.kernels import Diagonal, Distance, Kernel, Normalise, angle_bytes
@@ -301,24 +303,62 @@ def test_what_angles_keep_for_their_gradient_is_within_what_is_said(n: int, ours
     student, teacher = torch.randn(n, ours, requires_grad=True), torch.randn(n, theirs)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         value = relation(student, teacher, angles())
-        said = angle_bytes(n, (ours, theirs))
+        said = angle_bytes(n, n, (ours, theirs))
         assert 0.15 * said < sum(kept.values()) < said
     value.backward()
 
 
 def test_refuses_angles_that_need_more_memory_than_allowed_and_offers_fewer_rows() -> None:
     features = torch.randn(60, 5, generator=torch.Generator().manual_seed(3))
-    needed = 4 * (6 * 60**3 + 9 * 5 * 60**2)
-    message = rf"rkd_angle: the angles of 60 rows need {needed} bytes, more than max_bytes=1000000; set rows=(\d+) to"
+    needed = 4 * (6 * 60**2 + 9 * 5 * 60)
+    message = (
+        rf"rkd_angle: the angles of 60 rows need {needed} bytes for each row, more than max_bytes=20000; set rows="
+    )
     with pytest.raises(ValueError, match=message) as refused:
-        relation(features, features, angles(max_bytes=1_000_000), "rkd_angle")
+        relation(features, features, angles(max_bytes=20_000), "rkd_angle")
     rows = int(str(refused.value).partition("rows=")[2].split()[0])
-    assert relation(features, features, angles(rows=rows, max_bytes=1_000_000)) == 0.0
+    assert relation(features, features, angles(rows=rows, max_bytes=20_000)) == 0.0
     with pytest.raises(ValueError, match=f"the angles of {rows + 1} rows"):
-        relation(features, features, angles(rows=rows + 1, max_bytes=1_000_000))
+        relation(features, features, angles(rows=rows + 1, max_bytes=20_000))
     with pytest.raises(ValueError, match="more than max_bytes=100; raise max_bytes"):
         relation(features, features, angles(max_bytes=100))
     assert relation(features, features, angles(max_bytes=needed)) == 0.0
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of any tensor that is made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        made = func(*args, **(kwargs or {}))
+        self.elements = max(self.elements, made.numel() if isinstance(made, Tensor) else 0)
+        return made
+
+
+@pytest.mark.parametrize("distance", ["huber", "square"])
+def test_angles_at_some_rows_at_a_time_are_those_of_all(distance: Distance) -> None:
+    """Value and slope, of several teachers too, without a tensor of n^3 numbers in either pass."""
+    n = 20
+    values = torch.randn(n, 3, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    teachers = [
+        3.0 * torch.randn(n, d, generator=torch.Generator().manual_seed(d), dtype=torch.float64) for d in (2, 5)
+    ]
+    found = []
+    for at_a_time in (n, 7, 1):
+        limit = angle_bytes(n, at_a_time, (3, 2, 5), 8)
+        student = values.clone().requires_grad_(True)
+        with Largest() as largest:
+            value = relation(student, teachers, replace(angles(max_bytes=limit), distance=distance))
+            value.backward()
+        found.append((value.detach(), student.grad))
+        assert largest.elements == at_a_time * n**2
+    assert found[0][0] > 1e-3
+    for part in found[1:]:
+        torch.testing.assert_close(part, found[0])
 
 
 def test_fewer_rows_are_spread_over_the_batch() -> None:

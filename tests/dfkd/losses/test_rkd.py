@@ -87,11 +87,13 @@ def test_names_a_batch_that_is_too_small() -> None:
 
 
 def test_names_the_memory_that_a_large_batch_needs() -> None:
-    """512 rows of 64 features: 6 x 512^3 + 9 x 64 x 512^2 numbers of 4 bytes."""
+    """512 rows of 64 features: 6 x 512^2 + 9 x 64 x 512 numbers of 4 bytes at each vertex."""
     features = torch.zeros(512, 64)
     outputs = Outputs(torch.zeros(512, 2), {PENULTIMATE: features})
-    message = "rkd_angle: the angles of 512 rows need 3825205248 bytes, more than max_bytes=1073741824; set rows=325 to"
-    with pytest.raises(ValueError, match=message):
-        RKDAngle()(outputs, outputs, Batch(torch.zeros(512, 1, 1, 1)))
+    message = (
+        "rkd_angle: the angles of 512 rows need 7471104 bytes for each row, more than max_bytes=5000000; set rows="
+    )
+    with pytest.raises(ValueError, match=f"{message}410 to compare so many of them, or raise max_bytes"):
+        RKDAngle(max_bytes=5_000_000)(outputs, outputs, Batch(torch.zeros(512, 1, 1, 1)))
     values = RKDAngle(rows=20)(outputs, outputs, Batch(torch.zeros(512, 1, 1, 1)))
     assert torch.equal(values, torch.zeros(512))
