@@ -25,6 +25,7 @@ from dfkd.files import replace_file
 from dfkd.interfaces import Sampler, StudentFactory, default_label, is_data_free, preset_of, sources
 from dfkd.jobs import run_all
 from dfkd.losses import KL, Objective, combine
+from dfkd.losses.parts import check_sources
 from dfkd.plan import Evaluation, Settings, run_folder
 from dfkd.problem import Probe, Problem, UnsupportedProblem
 from dfkd.results import Line, Summary
@@ -167,7 +168,11 @@ def _try(settings: Settings) -> None:
     if settings.control_teacher is not None:
         Probe(settings.control_teacher, spec, name="control teacher").check()
     feature_pairs(settings, problem.teacher)
-    for sampler in settings.samplers.values():
+    scheme = settings.student.scheme if isinstance(settings.student, Together) else None
+    objective = settings.objective if scheme is None else scheme.objective(settings.objective)
+    objective.init(problem, 0)  # so that a tap that is not there ends it now
+    for label, sampler in settings.samplers.items():
+        check_sources(settings.training(label)[0].terms, sampler)
         try:
             try_sampler(sampler, problem)
         except UnsupportedProblem:

@@ -18,8 +18,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from dfkd.engine import Budget, Optimiser, Stop
-from dfkd.interfaces import Sampler, default_label
-from dfkd.losses import Objective, combine
+from dfkd.interfaces import Loss, Sampler, default_label
+from dfkd.losses import At, Objective, OfSources, combine
 from dfkd.naming import unknown
 from dfkd.plan import Evaluation, check_choices, check_plan
 from dfkd.registry import GENERATORS, LOSSES, SAMPLERS, SCHEMES, find
@@ -117,9 +117,12 @@ class CompareConfig:
     teacher: see TeacherConfig, or the name of a weights file. control_teacher: the same for an independent teacher;
     `auto` trains one where the first was trained on labelled data; null for none. control_seeds: at how many seeds its
     students are trained; null for all. student: a model and its options. objective: losses by name with `weight` and
-    options. samplers: names, or {name: {option: value}}, each with a `label` if need be. student_train: `train` or
-    `fixed`; student_score: `eval`, `batch` or `recalibrated` BatchNorm. preset: whether recipes that say how their
-    authors trained the student have it trained so (objective, optimiser and batch); else all share one training.
+    options; for any of them also sources: [0], the parts of a mixture on whose rows alone it counts, and members:
+    [0, 1], the members of an ensemble that teach it, a term for each; under a name of your own, with `loss: kl`, a loss
+    may stand there several times. samplers: names, or {name: {option: value}}, each with a `label` if need be.
+    student_train: `train` or `fixed`; student_score: `eval`, `batch` or `recalibrated` BatchNorm. preset: whether
+    recipes that say how their authors trained the student have it trained so (objective, optimiser and batch); else all
+    share one training.
     """
 
     teacher: TeacherConfig
@@ -400,13 +403,38 @@ _SAMPLER = ("name", "data_free", "needs", "uses_student", "init", "draw", "obser
 
 
 def objective(spec: Mapping[str, Any]) -> Objective:
-    """A weighted sum of losses from {name: {option: value, weight: number}}."""
-    terms = {}
+    """A weighted sum of losses from {name: {option: value, weight: number}}.
+
+    A name of the user's own stands for the `loss` that its options name. sources: on the rows of these parts of a
+    mixture alone. members: of these members of an ensemble, a term for each with its share of the weight.
+    """
+    terms: dict[str, tuple[float, Loss]] = {}
     for entry in spec.items():
         name, options = _named(dict([entry]), "objective")
-        weight = _convert(float, options.pop("weight", 1.0), f"objective.{name}.weight")
-        terms[name] = (weight, parse(find("objective", name, LOSSES), options, f"objective.{name}"))
+        where = f"objective.{name}"
+        weight = _convert(float, options.pop("weight", 1.0), f"{where}.weight")
+        sources, members = (
+            _convert(tuple[int, ...] | None, options.pop(key, None), f"{where}.{key}") for key in ("sources", "members")
+        )
+        kind = _convert(str, options.pop("loss", name), f"{where}.loss")
+        loss: Loss = parse(find("objective" if kind == name else f"{where}.loss", kind, LOSSES), options, where)
+        if sources is not None:
+            loss = _part(OfSources, where, loss=loss, sources=sources)
+        if members is None:
+            terms[name] = (weight, loss)
+            continue
+        if not members or min(members) < 0 or len(set(members)) != len(members):
+            raise ValueError(f"{where}.members: expected different places of members, from 0, found {list(members)!r}")
+        for member in members:
+            terms[f"{name} of member {member}"] = (weight / len(members), At(f"members.{member}", loss, "teacher"))
     return combine(terms)
+
+
+def _part(cls: type[Any], where: str, **options: Any) -> Any:
+    try:
+        return cls(**options)
+    except ValueError as error:
+        raise ValueError(f"{where}.{error}") from error
 
 
 def scheme(spec: Any) -> Scheme:

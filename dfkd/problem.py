@@ -37,7 +37,8 @@ CAPABILITIES = ("logits", "input_grad", "batchnorm", "features", "penultimate")
 penultimate: a linear layer gives the logits, and what it is given are the penultimate features."""
 
 PENULTIMATE = "penultimate"
-"""The tap that stands for what the last linear layer is given, whatever its path; a module of that name goes first."""
+"""The tap that stands for what the last linear layer is given, whatever its path; a module of that name goes first.
+`members.0.penultimate` is likewise that of the network at `members.0`, which must answer images with logits itself."""
 
 Phase = Literal["synthesise", "label", "evaluate"]
 PHASES: tuple[str, ...] = get_args(Phase)
@@ -145,6 +146,7 @@ class Probe:
         self._taps: tuple[str, ...] = ()
         self._capabilities: frozenset[str] | None = None
         self._linear: nn.Linear | None = None
+        self._linears: dict[str, nn.Linear] = {}  # of taps
         self._digest: str | None = None
 
     # -- what it can do ------------------------------------------------------------------------------------------
@@ -437,16 +439,18 @@ class Probe:
         """
         known = dict(self.module.named_modules())
         for path in paths:
-            if path == PENULTIMATE and path not in known:
-                self.require("penultimate", who=f"tap {path!r}")
+            inner, _, last = path.rpartition(".")
+            if path not in known and last == PENULTIMATE and inner in known:
+                if path not in self._linears:
+                    self._linears[path] = self._last_linear(path, known[inner])
             elif path not in known or path == "":
                 raise unknown(f"module path of the {self.name}", path, [*(k for k in known if k), PENULTIMATE])
 
         def hook(path: str) -> Any:
             if path in known:
                 return known[path].register_forward_hook(partial(self._note, path))
-            assert self._linear is not None  # it has the capability
-            return self._linear.register_forward_pre_hook(lambda part, given: self._note(path, part, given, given[0]))
+            last = self._linears[path]
+            return last.register_forward_pre_hook(lambda part, given: self._note(path, part, given, given[0]))
 
         before, self._taps = self._taps, tuple(dict.fromkeys((*self._taps, *paths)))
         handles = [hook(path) for path in paths]
@@ -457,6 +461,14 @@ class Probe:
             self._tapped.clear()  # a call that raised may have left some
             for handle in handles:
                 handle.remove()
+
+    def _last_linear(self, path: str, network: nn.Module) -> nn.Linear:
+        """Of a network inside, or of the whole; UnsupportedProblem where it has none."""
+        whole = network is self.module
+        probe = self if whole else Probe(network, self.spec, self.device, self.name, channels_last=self.channels_last)
+        probe.require("penultimate", who=f"tap {path!r}")
+        assert probe._linear is not None  # it has the capability
+        return probe._linear
 
     def _note(self, path: str, part: nn.Module, given: Any, output: Any) -> None:
         """Keeps what is tapped until the answer is put together."""

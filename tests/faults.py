@@ -108,6 +108,27 @@ FAULTS = (
         ("tests/dfkd/losses/test_kernels.py::test_angles_at_some_rows_at_a_time_are_those_of_all",),
     ),
     Fault(
+        "a term of one source on the rows of all",
+        "dfkd/losses/parts.py",
+        "torch.where(here, call(student, teacher, batch), 0.0)",
+        "call(student, teacher, batch)",
+        ("tests/dfkd/losses/test_parts.py::test_each_source_has_its_own_temperature_and_weight",),
+    ),
+    Fault(
+        "terms of members as a sum",
+        "dfkd/config.py",
+        "(weight / len(members), At(",
+        "(weight, At(",
+        ("tests/dfkd/losses/test_parts.py::test_equal_members_are_one_teacher",),
+    ),
+    Fault(
+        "what warms up stands still on a network inside",
+        "dfkd/losses/parts.py",
+        "self._seen.progress, self._seen.horizon = self._whole.progress, self._whole.horizon",
+        "pass",
+        ("tests/dfkd/losses/test_parts.py::test_what_warms_up_does_so_on_a_network_inside_too",),
+    ),
+    Fault(
         "squares of large maps overflow",
         "dfkd/losses/attention.py",
         "maps / where(zero, 1.0, largest)",

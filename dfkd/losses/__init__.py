@@ -13,6 +13,7 @@ from dfkd.losses.derivatives import (
 from dfkd.losses.dist import DIST, pearson_distances
 from dfkd.losses.features import Features, feature_distance
 from dfkd.losses.kernels import Family, relate, relation
+from dfkd.losses.parts import At, OfSources
 from dfkd.losses.peers import Peers
 from dfkd.losses.relations import CC, CKA, FKD, PKT, SP, Relation, cc, cka, fkd, pkt, sp
 from dfkd.losses.response import (
@@ -41,6 +42,7 @@ __all__ = [
     "KL",
     "PKT",
     "SP",
+    "At",
     "Attention",
     "ClassGradient",
     "Evaluated",
@@ -54,6 +56,7 @@ __all__ = [
     "LogitL1",
     "LogitMSE",
     "Objective",
+    "OfSources",
     "Peers",
     "RKDAngle",
     "RKDDistance",

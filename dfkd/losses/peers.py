@@ -5,17 +5,16 @@ all pairs, and a temperature, whose square is `scale` as for KL. The student is 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from dfkd.interfaces import Loss
 from dfkd.losses.response import kl_nats, require_temperature
-from dfkd.problem import Probe, Problem
+from dfkd.problem import Problem
 from dfkd.types import Batch, Outputs
 
-__all__ = ["STUDENT", "TEACHER", "At", "Peers"]
+__all__ = ["STUDENT", "TEACHER", "Peers"]
 
 TEACHER, STUDENT = "teacher", "student"
 """Nodes that are no module paths: the frozen teacher's answers, and what the student as a whole answers."""
@@ -81,68 +80,6 @@ class Peers:
                 total = values if total is None else total + values
         assert total is not None  # there is an edge
         return total
-
-
-@dataclass(frozen=True)
-class At:
-    """A loss on one network inside the student, in place of the student as a whole.
-
-    path: where it stands. Taps of the loss are paths inside that network.
-    """
-
-    path: str
-    loss: Loss
-
-    @property
-    def needs(self) -> Mapping[str, tuple[str, ...]]:
-        inner = self.loss.needs
-        inside = (f"{self.path}.{tap}" for tap in inner.get("student", ()))
-        return {"student": (self.path, *inside), "teacher": tuple(inner.get("teacher", ()))}
-
-    @property
-    def input_grad(self) -> bool:
-        return self.loss.input_grad
-
-    @property
-    def scale(self) -> float:
-        return self.loss.scale
-
-    @property
-    def coupled(self) -> bool:
-        return self.loss.coupled
-
-    @property
-    def uses_teacher(self) -> bool:
-        return getattr(self.loss, "uses_teacher", True)  # as an objective takes a loss that does not say so
-
-    def init(self, problem: Problem, seed: int) -> nn.Module | None:
-        """What the loss would train beside that network were it the student."""
-        whole = problem.student
-        network = whole.module.get_submodule(self.path)
-        inside = Probe(network, whole.spec, whole.device, whole.name, whole.precision, whole.channels_last)
-        adapters = self.loss.init(replace(problem, student=inside), seed)
-        return None if adapters is None else _AtWithAdapters(self, adapters)
-
-    def seen(self, student: Outputs) -> Outputs:
-        """The answers of the network at the path."""
-        start = f"{self.path}."
-        features = {tap.removeprefix(start): value for tap, value in student.features.items() if tap.startswith(start)}
-        return replace(student, logits=student.features[self.path], features=features)
-
-    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
-        return self.loss(self.seen(student), teacher, batch)
-
-
-class _AtWithAdapters(nn.Module):
-    """Called in the loss's place."""
-
-    def __init__(self, at: At, adapters: nn.Module) -> None:
-        super().__init__()
-        self._at, self.adapters = at, adapters
-
-    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        values: Tensor = self.adapters(self._at.seen(student), teacher, batch)
-        return values
 
 
 def _checked(edges: Any) -> Edges:

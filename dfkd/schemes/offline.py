@@ -17,6 +17,7 @@ from dfkd import models
 from dfkd.engine import Budget, Optimiser, Stop, Training, train
 from dfkd.interfaces import Sampler, StudentFactory
 from dfkd.losses import KL, Objective, combine
+from dfkd.losses.parts import check_sources
 from dfkd.problem import Probe, Problem
 from dfkd.rng import derive, initialised
 from dfkd.schemes.together import Together
@@ -117,6 +118,7 @@ def distill(
     sampler, monitor and signal see the module that holds them all, and the student that is kept is the result.
     """
     objective = objective or combine({"kl": (1.0, KL(temperature=4.0))})
+    check_sources(objective.terms, sampler)
     scheme = student.scheme if isinstance(student, Together) else None
     if scheme is not None:
         objective, identity = scheme.objective(objective), f"{identity}/{scheme!r}"

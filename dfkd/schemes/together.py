@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from dfkd.interfaces import Loss, StudentFactory
 from dfkd.losses import Objective, combine
-from dfkd.losses.peers import STUDENT, At, Peers
+from dfkd.losses.parts import At
+from dfkd.losses.peers import STUDENT, Peers
 from dfkd.naming import unknown
 from dfkd.problem import Probe
 from dfkd.types import InputSpec

@@ -14,6 +14,8 @@ import yaml
 from safetensors.torch import load_file
 from torch import nn
 
+from dfkd import models
+from dfkd.types import InputSpec
 from samplers import Real
 
 Command = Callable[..., Any]
@@ -31,12 +33,14 @@ class Net(nn.Module):
         if self.how == "nan": return z * float("nan")
         if self.how == "pair": return z, z
         if self.how == "maps": return z[:, :, None]
+        if self.how == "rounded": return self.head(x.detach().flatten(1))
         return z
 def fine(): return Net(4, "")
 def seven(): return Net(7, "")
 def nan(): return Net(4, "nan")
 def pair(): return Net(4, "pair")
 def maps(): return Net(4, "maps")
+def rounded(): return Net(4, "rounded")
 def nothing(): return 3
 """
 
@@ -177,6 +181,87 @@ def test_students_and_devices_that_are_not_there(
     run: Command, place: Path, teachers: tuple[Path, Path], words: tuple[str, ...], parts: tuple[str, ...]
 ) -> None:
     refused(run("distill", f"teacher={teachers[0]}", *words, *QUICK, "--out", "out"), *parts)
+    assert not (place / "out").exists()
+
+
+LOSSES = {
+    "student's tap": (
+        {"features": {"pairs": [["convv1", "conv1"]]}},
+        "module path of the student: unknown 'convv1'; the nearest is 'conv1'",
+    ),
+    "teacher's tap": (
+        {"fkd": {"teacher": "conv9"}},
+        "module path of the teacher: unknown 'conv9'; the nearest is 'conv",
+    ),
+    "shapes": (
+        {"features": {"pairs": [["conv1", "linear"]]}},
+        "features: cannot fit the map (4, 8, 8) of the student's 'conv1' to the vector (4,) of the teacher's 'linear'",
+    ),
+    "no map": ({"attention": {"pairs": [["linear", "conv1"]]}}, "attention: cannot fit the vector (4,)"),
+    "no member": ({"kl": {"members": [1]}}, "module path of the teacher: unknown 'members.1'"),
+    "cycle": (
+        {"peers": {"edges": [["conv1", "conv2"], ["conv2", "conv1"]], "attached": True}},
+        "objective.peers: edges: a cycle without a detach, conv1 -> conv2 -> conv1; leave attached false",
+    ),
+    "memory": (
+        {"rkd_angle": {"max_bytes": 5000}},
+        "rkd_angle: the angles of 16 rows need 10752 bytes for each row, more than max_bytes=5000; set rows=9 to",
+    ),
+    "no sources": ({"kl": {"sources": [0]}}, "sources: expected inputs from several parts, such as a mixture's"),
+}
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_losses_that_cannot_be_used(run: Command, place: Path, teachers: tuple[Path, Path], kind: str) -> None:
+    objective, part = LOSSES[kind]
+    words = [f"objective={objective!r}", "budget.steps=2", "budget.batch=16", "student=digits_cnn"]
+    words.append("student.options.width=4")
+    refused(run("distill", f"teacher={teachers[0]}", "sampler=uniform", *words, "--out", "out"), part)
+    said = run("compare", f"teacher={teachers[0]}", "samplers=[uniform]", *words, "--out", "out", "--workers", 1)
+    refused(said, part)
+    assert (place / "out").exists() == (kind in ("memory", "no sources"))  # which a batch alone shows
+
+
+def test_a_source_that_a_mixture_has_not(run: Command, place: Path, teachers: tuple[Path, Path]) -> None:
+    words = [f"teacher={teachers[0]}", "objective={kl: {sources: [2]}}", "budget.steps=2", "--out", "out"]
+    mixture = "{mixture: {samplers: [uniform, gaussian]}}"
+    part = "objective.kl.sources: expected places from 0 to 1, found [2], while mixture has 2 parts"
+    refused(run("distill", *words, f"sampler={mixture}"), part)
+    refused(run("compare", *words, f"samplers=[{mixture}]", "student=digits_cnn"), part)
+    assert not (place / "out").exists()
+
+
+def test_slopes_of_a_teacher_that_has_none(run: Command, place: Path) -> None:
+    settings = ", ".join(word.removeprefix("teacher.").replace("=", ": ") for word in teacher_words(place, "rounded"))
+    words = [f"teacher={{{settings}}}", "student=digits_cnn", "budget.steps=2", "--out", "out"]
+    for loss in ("jacobian", "class_gradient"):
+        part = f"{loss}: needs a teacher with input_grad; this teacher has logits, features, penultimate; kl, logit_mse"
+        refused(run("distill", *words, f"objective={{{loss}: {{}}}}", "sampler=uniform"), part)
+        refused(run("compare", *words, f"objective={{{loss}: {{}}}}", "samplers=[uniform]", "--workers", 1), part)
+    assert not (place / "out").exists()
+
+
+def test_members_with_other_classes(
+    run: Command, place: Path, teachers: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    other = tmp_path_factory.mktemp("other") / "five.safetensors"
+    spec = InputSpec((1, 8, 8), 5)
+    models.save(other, models.build("digits_cnn", spec), reference="digits_cnn", spec=spec)
+    said = run("distill", f"teacher={{members: [{teachers[0]}, {other}]}}", *QUICK, "--out", "out")
+    refused(
+        said, "teacher.members: expected images of one shape with one number of classes, found (1, 8, 8) with 4 of m"
+    )
+    assert not (place / "out").exists()
+
+
+def test_layers_to_compare_that_are_not_there(run: Command, place: Path, teachers: tuple[Path, Path]) -> None:
+    words = [f"teacher={teachers[0]}", "samplers=[uniform]", "student=digits_cnn", "--out", "out"]
+    for pairs, part in (
+        ("[[conv1, conv7]]", "module path of the teacher: unknown 'conv7'; the nearest is 'conv"),
+        ("[[conv1]]", "evaluate.features: expected a list, each a list"),
+        ("conv1", "evaluate.features: expected a list"),
+    ):
+        refused(run("compare", *words, f"evaluate.features={pairs}", "--workers", 1), part)
     assert not (place / "out").exists()
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dfkd.losses import KL, Features, combine
-from dfkd.losses.peers import At, Peers
+from dfkd.losses.parts import At
+from dfkd.losses.peers import Peers
 from dfkd.problem import Probe, Problem
 from dfkd.rng import initialised
 from dfkd.types import Batch, InputSpec, Outputs
