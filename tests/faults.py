@@ -129,6 +129,13 @@ FAULTS = (
         ("tests/dfkd/losses/test_parts.py::test_what_warms_up_does_so_on_a_network_inside_too",),
     ),
     Fault(
+        "the deepest features come down to those of the exits",
+        "dfkd/schemes/exits.py",
+        "student.features[b].detach()) for a, b",
+        "student.features[b]) for a, b",
+        ("tests/dfkd/schemes/test_exits.py::test_features_of_exits_are_drawn_to_the_deepest_ones_which_are_fixed",),
+    ),
+    Fault(
         "squares of large maps overflow",
         "dfkd/losses/attention.py",
         "maps / where(zero, 1.0, largest)",

@@ -1,11 +1,13 @@
 """Deep to shallow: exits at the features they name, taught by the deepest, and gone at the end."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from dfkd import models
-from dfkd.losses import KL, combine
+from dfkd.losses import KL, attention_distance, combine
 from dfkd.losses.response import kl_nats
 from dfkd.problem import Probe
 from dfkd.schemes.exits import DeepToShallow, Exits
@@ -63,6 +65,67 @@ def test_the_objective_is_its_definition_and_the_deepest_is_fixed_for_its_exits(
         for v in (total, expected)
     ]
     torch.testing.assert_close(*slopes)
+
+
+def test_features_of_exits_are_drawn_to_the_deepest_ones_which_are_fixed() -> None:
+    """weight x mean over elements of (linear(mean over positions) - penultimate)^2, summed over exits."""
+    scheme = DeepToShallow(("bn1", "conv3"), share=0.0, features=0.7)
+    module = make_trained(Together(student, scheme), SPEC, 1).train()
+    assert isinstance(module, Exits)
+    assert [tuple(fit.get_parameter("weight").shape) for fit in module.fits] == [(4, 2), (4, 4)]
+    given: dict[str, Tensor] = {}
+    for path in ("bn1", "conv3"):
+        module.net.get_submodule(path).register_forward_hook(lambda *a, path=path: given.update({path: a[2].clone()}))
+    module.net.get_submodule("linear").register_forward_pre_hook(lambda _, a: given.update(deepest=a[0]))
+    kl = combine({"kl": (1.0, KL())})
+    totals = []
+    for each in (scheme, DeepToShallow(("bn1", "conv3"), share=0.0)):
+        objective, probe = each.objective(kl), Probe(module, SPEC, name="student")
+        with probe.taps(*objective.needs["student"]):
+            totals.append(objective(probe.learn(X), Outputs(TEACHER), Batch(X)).total)
+    expected = torch.zeros(())
+    for fit, path in zip(module.fits, ("bn1", "conv3"), strict=True):
+        expected = expected + 0.7 * (fit(given[path].mean(dim=(2, 3))) - given["deepest"].detach()).square().mean()
+    torch.testing.assert_close(totals[0] - totals[1], expected)
+    parameters = [module.net.get_parameter("conv1.weight"), module.fits[1].get_parameter("weight")]
+    slopes = torch.autograd.grad(totals[0] - totals[1], parameters, retain_graph=True)
+    for found, wanted in zip(slopes, torch.autograd.grad(expected, parameters), strict=True):
+        torch.testing.assert_close(found, wanted)
+        assert wanted.abs().max() > 1e-5
+
+
+def test_attention_of_an_exit_is_drawn_to_that_of_the_next() -> None:
+    scheme = DeepToShallow(("bn1", "bn2", "bn3"), share=0.0, attention=50.0)
+    module = make_trained(Together(student, scheme), SPEC, 1).train()
+    objective, probe = scheme.objective(combine({"kl": (1.0, KL())})), Probe(module, SPEC, name="student")
+    with probe.taps(*objective.needs["student"]):
+        answers = probe.learn(X)
+    found = objective(answers, Outputs(TEACHER), Batch(X))
+    maps = [answers.features[f"net.bn{layer}"] for layer in (1, 2, 3)]
+    expected = attention_distance(maps[0], maps[1].detach()) + attention_distance(maps[1], maps[2].detach())
+    torch.testing.assert_close(found.terms["attention of exits"], expected.mean().detach())
+    assert expected.mean() > 1e-4
+    deepest = module.get_parameter("net.conv3.weight")
+    term = dict(objective.terms)["attention of exits"][1]
+    assert torch.autograd.grad(term(answers, Outputs(TEACHER), Batch(X)).sum(), deepest, allow_unused=True) == (None,)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"features": -1.0}, "features: expected a finite number >= 0, found -1.0"),
+        ({"attention": float("nan")}, "attention: expected a finite number >= 0, found nan"),
+        ({"exits": ("bn1",), "attention": 1.0}, "attention: expected two exits or more"),
+        ({"exits": ("bn1", "linear"), "attention": 1.0}, "attention: cannot fit the map .* 'bn1' to the vector"),
+        ({"exits": ("bn1", "bm2"), "attention": 1.0}, "exits: module path of the student: unknown 'bm2'; the nearest"),
+    ],
+)
+def test_weights_of_features_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_trained(Together(student, DeepToShallow(**{"exits": ("bn1", "bn2"), **options})), SPEC, 1)
+    headless = nn.Sequential(nn.Conv2d(1, 4, 8), nn.Flatten())
+    with pytest.raises(ValueError, match="features: tap 'penultimate': needs a student with penultimate"):
+        make_trained(Together(headless, DeepToShallow(("0",), features=1.0)), SPEC, 1)
 
 
 def test_an_exit_teaches_the_layers_before_it_and_no_other() -> None:

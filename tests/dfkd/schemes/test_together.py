@@ -27,7 +27,7 @@ STEPS = 6
 SETTINGS: dict[str, dict[str, Any]] = {
     "mutual": {"members": 3},
     "one": {"stem": "bn2", "branches": 2},
-    "deep_to_shallow": {"exits": ["bn1", "conv3"]},
+    "deep_to_shallow": {"exits": ["bn1", "conv3"], "features": 0.5, "attention": 1.0},
     "mean_teacher": {"momentum": 0.8},
 }
 EVERY = pytest.mark.parametrize("name", SETTINGS)
