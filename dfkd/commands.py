@@ -248,7 +248,7 @@ def distill(words: list[str], out: Path | None, dry_run: bool) -> None:
             "device": str(device),
             "teacher": {"digest": Probe(teacher, spec).digest},
             # of its weights before training: those of a warm start, else those that the seed gives
-            "student": {"digest": Probe(make_student(student, spec, config.seed), spec).digest},
+            "student": {"digest": Probe(make_student(student, spec, config.seed, teacher), spec).digest},
             "read": what_is_read(samplers),
             "data_free": all(is_data_free(sampler) for sampler in samplers),
             "sources": [source for sampler in samplers for source in sources(sampler)],

@@ -22,7 +22,7 @@ from dfkd.claim import claimed, keep_manifest, same_models, what_is_read
 from dfkd.engine import Budget, Optimiser
 from dfkd.fidelity import columns
 from dfkd.files import replace_file
-from dfkd.interfaces import Sampler, StudentFactory, default_label, is_data_free, preset_of, sources
+from dfkd.interfaces import Sampler, default_label, is_data_free, preset_of, sources
 from dfkd.jobs import run_all
 from dfkd.losses import KL, Objective, combine
 from dfkd.losses.parts import check_sources
@@ -30,7 +30,8 @@ from dfkd.plan import Evaluation, Settings, run_folder
 from dfkd.problem import Probe, Problem, UnsupportedProblem
 from dfkd.results import Line, Summary
 from dfkd.rng import derive
-from dfkd.schemes.offline import make_problem, make_student, make_trained
+from dfkd.schemes.from_teacher import FromTeacher
+from dfkd.schemes.offline import Student, make_problem, make_student, make_trained
 from dfkd.schemes.together import Together
 from dfkd.scoring import feature_pairs, score_seed
 from dfkd.types import InputSpec, as_device
@@ -77,7 +78,7 @@ class Comparison:
 
 def compare(
     teacher: nn.Module,
-    student: "str | StudentFactory | nn.Module | Together",
+    student: Student,
     samplers: "Sequence[Sampler] | Mapping[str, Sampler]",
     *,
     data: "str | Dataset | None" = None,
@@ -102,12 +103,12 @@ def compare(
     """Trains one student per sampler and seed and scores all of them on the same inputs: the fidelity matrix.
 
     teacher: takes (n, c, h, w) pixels, returns (n, k) logits; the same for all, and fixed. student: a registry name,
-    `package.module:function`, a zero-argument factory, or a module to start from; or one of them `Together` with a
-    scheme. samplers: a list, or a mapping from labels. data: a source for `dfkd.data.load` or a Dataset; without it
-    spec is needed and nothing is a test score. control_teacher: an independently trained teacher; its students give the
-    excess agreement. preset: whether recipes that say how their authors trained the student have it trained so:
-    objective, optimiser and batch. out: a folder; the same settings continue it. ValueError for anything that does not
-    fit together.
+    `package.module:function`, a zero-argument factory, or a module to start from; or one of them that starts
+    `FromTeacher`, in part; or `Together` with a scheme. samplers: a list, or a mapping from labels. data: a source for
+    `dfkd.data.load` or a Dataset; without it spec is needed and nothing is a test score. control_teacher: an
+    independently trained teacher; its students give the excess agreement. preset: whether recipes that say how their
+    authors trained the student have it trained so: objective, optimiser and batch. out: a folder; the same settings
+    continue it. ValueError for anything that does not fit together.
     """
     dataset = _dataset(data)
     spec = dataset.spec if dataset is not None and spec is None else spec
@@ -163,7 +164,7 @@ def _try(settings: Settings) -> None:
         )
     if data is not None:
         data.require_test("data")
-    student = make_trained(settings.student, spec, 0)
+    student = make_trained(settings.student, spec, 0, settings.teacher)
     problem = make_problem(settings.teacher, student, spec, device="cpu", precision=settings.precision)
     if settings.control_teacher is not None:
         Probe(settings.control_teacher, spec, name="control teacher").check()
@@ -220,6 +221,8 @@ def _describe(settings: Settings) -> dict[str, Any]:
 def _called(student: Any) -> str:
     if isinstance(student, Together):
         return f"{_called(student.student)}, {student.scheme!r}"
+    if isinstance(student, FromTeacher):
+        return f"{_called(student.student)}, {student.share} of the teacher"
     return student if isinstance(student, str) else "an object"
 
 
@@ -260,7 +263,9 @@ def _manifest(settings: Settings) -> dict[str, Any]:
         "teacher": {"digest": Probe(settings.teacher, spec).digest, "accuracy": None},
         "control_teacher": None if control is None else {"digest": Probe(control, spec).digest, "accuracy": None},
         # of the first seed's weights before training: a factory has no name that tells two apart
-        "student": {"digest": Probe(make_student(settings.student, spec, settings.seeds[0]), spec).digest},
+        "student": {
+            "digest": Probe(make_student(settings.student, spec, settings.seeds[0], settings.teacher), spec).digest
+        },
         "control": bool(settings.controlled),
         "read": what_is_read(settings.samplers.values()),
         "samplers": {

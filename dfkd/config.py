@@ -24,6 +24,7 @@ from dfkd.naming import unknown
 from dfkd.plan import Evaluation, check_choices, check_plan
 from dfkd.registry import GENERATORS, LOSSES, SAMPLERS, SCHEMES, find
 from dfkd.schemes.ensemble import check_rule
+from dfkd.schemes.from_teacher import FromTeacher
 from dfkd.schemes.together import Scheme
 from dfkd.scout import Settings as ScoutSettings
 from dfkd.synthesis import Settings as DrawSettings
@@ -95,17 +96,21 @@ class StudentConfig:
 
     For any model options may be separable: true (depthwise-separable convolutions) and bits: 4 (weights and activations
     rounded in the forward pass, 2 to 16). weights and normalise: as for a teacher; given, they are where every student
-    starts from. scheme: whom it is trained together with, as {name: {option: value}}.
+    starts from. from_teacher: in [0, 1], how far from there to the weights of a teacher of the same architecture, which
+    it is at 1. scheme: whom it is trained together with, as {name: {option: value}}.
     """
 
     model: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     weights: Path | None = None
     normalise: Any = "auto"
-    # not written where there is none: folders that were begun before schemes were settings go on
+    # not written where there is none: folders that were begun before these were settings go on
+    from_teacher: float | None = field(default=None, metadata={"unless": None})
     scheme: Any = field(default=None, metadata={"unless": None})
 
     def __post_init__(self) -> None:
+        if self.from_teacher is not None:
+            FromTeacher("any", self.from_teacher)
         if self.scheme is not None:
             scheme(self.scheme)
 

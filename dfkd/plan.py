@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from dfkd import models
 from dfkd.engine import Budget, Optimiser
 from dfkd.fidelity.corruptions import parse_corruption
-from dfkd.interfaces import Sampler, StudentFactory, preset_of
+from dfkd.interfaces import Sampler, preset_of
 from dfkd.losses import KL, Objective, combine
 from dfkd.losses.features import Pairs, checked_pairs
 from dfkd.naming import unknown
 from dfkd.rng import derive
+from dfkd.schemes.from_teacher import FromTeacher
+from dfkd.schemes.offline import Student
 from dfkd.schemes.together import Together
 from dfkd.types import InputSpec
 
@@ -100,7 +102,7 @@ class Settings:
     """All that a run of a comparison needs, in another process too."""
 
     teacher: nn.Module
-    student: "str | StudentFactory | nn.Module | Together"
+    student: Student
     samplers: Mapping[str, Sampler]
     spec: InputSpec
     data: "Dataset | None" = None
@@ -174,9 +176,9 @@ def check_plan(settings: Any) -> None:
         raise unknown("worst_case_around", around, ["test", *settings.samplers])
 
 
-def reference_of(student: "str | StudentFactory | nn.Module | Together") -> tuple[str | None, dict[str, Any]]:
+def reference_of(student: Student) -> tuple[str | None, dict[str, Any]]:
     """How `dfkd.load` builds a student again, and its options; (None, {}) where it needs `model=`."""
-    if isinstance(student, Together):
+    if isinstance(student, (FromTeacher, Together)):
         return reference_of(student.student)
     if isinstance(student, str):
         return student, {}

@@ -239,12 +239,16 @@ def student_of(student: StudentConfig, spec: InputSpec) -> Any:
 
     Where a scheme is named it is wrapped with it, and all that is trained is built once to see that it fits.
     """
-    if student.scheme is None:
-        return _alone(student, spec)
+    from dfkd.schemes.from_teacher import FromTeacher
     from dfkd.schemes.offline import make_trained
     from dfkd.schemes.together import Together
 
-    wrapped = Together(_alone(student, spec), configuration.scheme(student.scheme))
+    alone = _alone(student, spec)
+    if student.from_teacher is not None:
+        alone = FromTeacher(alone, student.from_teacher)
+    if student.scheme is None:
+        return alone
+    wrapped = Together(alone, configuration.scheme(student.scheme))
     with _at("student.scheme"):
         make_trained(wrapped, spec, 0)
     return wrapped

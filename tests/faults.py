@@ -136,6 +136,13 @@ FAULTS = (
         ("tests/dfkd/schemes/test_exits.py::test_features_of_exits_are_drawn_to_the_deepest_ones_which_are_fixed",),
     ),
     Fault(
+        "a student started at the other end from its teacher",
+        "dfkd/schemes/from_teacher.py",
+        "torch.lerp(value, other.to(value.dtype), share)",
+        "torch.lerp(other.to(value.dtype), value, share)",
+        ("tests/dfkd/schemes/test_from_teacher.py::test_between_a_fresh_network_and_the_teacher",),
+    ),
+    Fault(
         "squares of large maps overflow",
         "dfkd/losses/attention.py",
         "maps / where(zero, 1.0, largest)",

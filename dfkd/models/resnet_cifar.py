@@ -10,16 +10,18 @@ from torch.nn import functional
 
 from dfkd.types import InputSpec
 
+from .norm import norm2d
+
 __all__ = ["CifarResNet", "resnet_cifar"]
 
 
 class _Block(nn.Module):
-    def __init__(self, before: int, after: int, stride: int) -> None:
+    def __init__(self, before: int, after: int, stride: int, norm: str) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(after)
+        self.bn1 = norm2d(norm, after)
         self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(after)
+        self.bn2 = norm2d(norm, after)
         self.stride, self.added = stride, after - before
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,15 +38,15 @@ class _Block(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """blocks: residual blocks in each of the three stages."""
+    """blocks: residual blocks in each of the three stages. norm: a word of NORMS, for what is called bn."""
 
-    def __init__(self, spec: InputSpec, blocks: int) -> None:
+    def __init__(self, spec: InputSpec, blocks: int, norm: str = "batch") -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(spec.channels, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = _stage(16, 16, 1, blocks)
-        self.layer2 = _stage(16, 32, 2, blocks)
-        self.layer3 = _stage(32, 64, 2, blocks)
+        self.bn1 = norm2d(norm, 16)
+        self.layer1 = _stage(16, 16, 1, blocks, norm)
+        self.layer2 = _stage(16, 32, 2, blocks, norm)
+        self.layer3 = _stage(32, 64, 2, blocks, norm)
         self.linear = nn.Linear(64, spec.num_classes)
         for part in self.modules():
             if isinstance(part, (nn.Conv2d, nn.Linear)):
@@ -57,12 +59,13 @@ class CifarResNet(nn.Module):
         return logits
 
 
-def _stage(before: int, after: int, stride: int, blocks: int) -> nn.Sequential:
-    return nn.Sequential(_Block(before, after, stride), *(_Block(after, after, 1) for _ in range(blocks - 1)))
+def _stage(before: int, after: int, stride: int, blocks: int, norm: str) -> nn.Sequential:
+    first = _Block(before, after, stride, norm)
+    return nn.Sequential(first, *(_Block(after, after, 1, norm) for _ in range(blocks - 1)))
 
 
-def resnet_cifar(spec: InputSpec, *, depth: int) -> CifarResNet:
-    """depth: 6n + 2 layers: 20, 32, 44, 56, 110."""
+def resnet_cifar(spec: InputSpec, *, depth: int, norm: str = "batch") -> CifarResNet:
+    """depth: 6n + 2 layers: 8, 20, 32, 44, 56, 110. norm: batch or group (one group)."""
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"depth: expected 6n + 2 (20, 32, 44, 56, 110), found {depth!r}")
-    return CifarResNet(spec, (depth - 2) // 6)
+    return CifarResNet(spec, (depth - 2) // 6, norm)

@@ -20,10 +20,11 @@ from dfkd.losses import KL, Objective, combine
 from dfkd.losses.parts import check_sources
 from dfkd.problem import Probe, Problem
 from dfkd.rng import derive, initialised
+from dfkd.schemes.from_teacher import FromTeacher, blend, moves_statistics
 from dfkd.schemes.together import Together
 from dfkd.types import InputSpec, as_device
 
-__all__ = ["Distilled", "distill", "make_problem", "make_student", "make_trained"]
+__all__ = ["Distilled", "Student", "distill", "make_problem", "make_student", "make_trained"]
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,21 @@ class Distilled:
     problem: Problem
 
 
-def make_student(student: "str | StudentFactory | nn.Module | Together", spec: InputSpec, seed: int) -> nn.Module:
+Student = str | StudentFactory | nn.Module | FromTeacher | Together
+
+
+def make_student(student: Student, spec: InputSpec, seed: int, teacher: nn.Module | None = None) -> nn.Module:
     """A fresh student: a registry name or `package.module:function`, a zero-argument factory, or a copy of a module.
 
     Equal seeds give equal initial weights; the global generators are left alone. A module is a warm start. Of a student
-    that is trained together with others it is the one that is kept, alone.
+    that is trained together with others it is the one that is kept, alone; one that starts from its teacher does so
+    where there is one, and is else as fresh as any.
     """
     if isinstance(student, Together):
-        return make_student(student.student, spec, seed)
+        return make_student(student.student, spec, seed, teacher)
+    if isinstance(student, FromTeacher):
+        module = make_student(student.student, spec, seed)
+        return module if teacher is None else blend(module, teacher, student.share)
     if isinstance(student, nn.Module):
         return copy.deepcopy(student)
     with initialised(derive(seed, "student")):
@@ -52,13 +60,13 @@ def make_student(student: "str | StudentFactory | nn.Module | Together", spec: I
     return module
 
 
-def make_trained(student: "str | StudentFactory | nn.Module | Together", spec: InputSpec, seed: int) -> nn.Module:
+def make_trained(student: Student, spec: InputSpec, seed: int, teacher: nn.Module | None = None) -> nn.Module:
     """What is trained: the student, as it starts alone, and in one module with it whom it is trained together with."""
     if not isinstance(student, Together):
-        return make_student(student, spec, seed)
+        return make_student(student, spec, seed, teacher)
 
     def fresh(place: int) -> nn.Module:
-        return make_student(student, spec, derive(seed, "together", place) if place else seed)
+        return make_student(student, spec, derive(seed, "together", place) if place else seed, teacher)
 
     return student.scheme.build(fresh, spec, derive(seed, "scheme"))
 
@@ -90,7 +98,7 @@ def make_problem(
 
 def distill(
     teacher: nn.Module,
-    student: "str | StudentFactory | nn.Module | Together",
+    student: Student,
     sampler: Sampler,
     *,
     spec: InputSpec,
@@ -114,17 +122,27 @@ def distill(
     teacher takes (n, c, h, w) pixels and returns (n, k) logits; it is not altered. objective: KL at temperature 4.
     checkpoint: a file that is written as the run goes and continued from where it exists. monitor, signal and stop: see
     `engine.train`; a signal that needs no data is `fidelity.selfcheck.Signal`. ValueError for models that do not fit
-    the spec; UnsupportedProblem where the teacher lacks what the sampler needs. Of a student `Together` with others the
-    sampler, monitor and signal see the module that holds them all, and the student that is kept is the result.
+    the spec; UnsupportedProblem where the teacher lacks what the sampler needs. A student may start `FromTeacher`, in
+    part. Of a student `Together` with others the sampler, monitor and signal see the module that holds them all, and
+    the student that is kept is the result.
     """
     objective = objective or combine({"kl": (1.0, KL(temperature=4.0))})
     check_sources(objective.terms, sampler)
     scheme = student.scheme if isinstance(student, Together) else None
     if scheme is not None:
         objective, identity = scheme.objective(objective), f"{identity}/{scheme!r}"
+    trained = make_trained(student, spec, seed, teacher)
+    start = student.student if isinstance(student, Together) else student
+    if isinstance(start, FromTeacher):
+        identity = f"{identity}/from teacher {start.share}"
+        if student_batchnorm == "fixed" and moves_statistics(trained, start.share):
+            raise ValueError(
+                f"student_batchnorm: expected train with a student at {start.share} of its teacher, whose stored "
+                "statistics are those of no network, found fixed"
+            )
     problem = make_problem(
         teacher,
-        make_trained(student, spec, seed),
+        trained,
         spec,
         seed=seed,
         device=device,

@@ -15,11 +15,10 @@ import torch
 from torch import nn
 
 from dfkd.files import make_folder
-from dfkd.interfaces import Sampler, StudentFactory
+from dfkd.interfaces import Sampler
 from dfkd.problem import Probe, Problem
 from dfkd.rng import derive
-from dfkd.schemes.offline import Distilled, distill
-from dfkd.schemes.together import Together
+from dfkd.schemes.offline import Distilled, Student, distill
 from dfkd.types import InputSpec, as_device
 
 __all__ = ["Chain", "chain"]
@@ -47,7 +46,7 @@ class Chain:
 
 def chain(
     teacher: nn.Module,
-    students: "Sequence[str | StudentFactory | nn.Module | Together]",
+    students: Sequence[Student],
     sampler: Sampler,
     *,
     spec: InputSpec,

@@ -17,6 +17,7 @@ from dfkd.losses.parts import At
 from dfkd.losses.peers import STUDENT, Peers
 from dfkd.naming import unknown
 from dfkd.problem import Probe
+from dfkd.schemes.from_teacher import FromTeacher
 from dfkd.types import InputSpec
 
 __all__ = [
@@ -50,9 +51,12 @@ class Scheme(Protocol):
 
 @dataclass(frozen=True)
 class Together:
-    """A student that a scheme trains: wherever a student is asked for. student: a name, a factory or a module."""
+    """A student that a scheme trains: wherever a student is asked for.
 
-    student: "str | StudentFactory | nn.Module"
+    student: a name, a factory, a module, or one of them that starts `FromTeacher`.
+    """
+
+    student: "str | StudentFactory | nn.Module | FromTeacher"
     scheme: Scheme
 
     def __post_init__(self) -> None:

@@ -35,6 +35,7 @@ def pixels(spec: InputSpec, n: int = 2) -> Tensor:
         ("digits_cnn", DIGITS, 14_458),
         ("lenet5", GREY32, 61_706),  # LeCun et al. 1998 with every map of C3 connected to every map of S2
         ("lenet5_half", GREY32, 15_738),
+        ("resnet8", CIFAR, 75_290),
         ("resnet20", CIFAR, 269_722),  # published as 0.27 M
         ("resnet32", CIFAR, 464_154),  # 0.46 M
         ("resnet44", CIFAR, 658_586),  # 0.66 M
@@ -83,6 +84,26 @@ def test_has_batchnorm_over_images(name: str) -> None:
 @pytest.mark.parametrize("name", ["lenet5", "lenet5_half"])
 def test_plain_lenet_has_no_batchnorm(name: str) -> None:
     assert not any(isinstance(part, nn.BatchNorm2d) for part in network(name, GREY32).modules())
+
+
+@pytest.mark.parametrize("name", ["digits_cnn", "digits_cnn_half", "resnet8", "resnet20"])
+def test_group_norm_knows_no_other_rows_and_stores_nothing(name: str) -> None:
+    """The same weights by the same names, and in training a row alone is as it is in a batch."""
+    spec = spec_of(name)
+    module, batch = network(name, spec, norm="group").train(), network(name, spec)
+    assert dict(module.named_parameters()).keys() == dict(batch.named_parameters()).keys()
+    assert not list(module.buffers())
+    groups = [part for part in module.modules() if isinstance(part, nn.GroupNorm)]
+    assert len(groups) == sum(isinstance(part, nn.BatchNorm2d) for part in batch.modules())
+    assert {part.num_groups for part in groups} == {1}
+    x = pixels(spec, 3)
+    torch.testing.assert_close(module(x)[1:2], module(x[1:2]), atol=1e-4, rtol=1e-4)
+    maps = torch.randn(2, groups[0].num_channels, 3, 3, generator=torch.Generator().manual_seed(1))
+    flat = maps.flatten(1)
+    slow = (flat - flat.mean(dim=1, keepdim=True)) / (flat.var(dim=1, correction=0, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(groups[0](maps).flatten(1), slow)
+    with pytest.raises(ValueError, match="norm: unknown 'goup'; the nearest is 'group'"):
+        network(name, spec, norm="goup")
 
 
 @pytest.mark.parametrize("name", ["digits_cnn", "resnet20", "wrn-16-1", "resnet18"])
