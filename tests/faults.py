@@ -39,6 +39,7 @@ PROBLEM, ENGINE, TERMS = (
     "tests/samplers/ingredients/test_terms.py",
 )
 METRICS = "tests/dfkd/fidelity/test_metrics.py"
+ADVERSARIES = "tests/generators/test_sn_gan_training.py"
 
 FAULTS = (
     Fault(
@@ -624,6 +625,76 @@ FAULTS = (
         "if self.training:",
         "if True:",
         ("tests/dfkd/models/test_quantised.py::test_the_range_is_a_moving_average_in_training_alone",),
+    ),
+    Fault(
+        "a GAN's critic that takes the made for the real",
+        "generators/sn_gan_training.py",
+        "return (1.0 - real).relu().mean() + (1.0 + made).relu().mean()",
+        "return (1.0 + real).relu().mean() + (1.0 - made).relu().mean()",
+        (f"{ADVERSARIES}::test_losses_are_the_hinge",),
+    ),
+    Fault(
+        "a GAN's images from the weights and not their average",
+        "generators/sn_gan_training.py",
+        "self.average.network(self._latents(n, rng), y)",
+        "self.generator(self._latents(n, rng), y)",
+        (f"{ADVERSARIES}::test_samples_come_from_the_average_and_move_nothing",),
+    ),
+    Fault(
+        "a GAN's checkpoint forgets the critic",
+        "generators/sn_gan_training.py",
+        '        self.critic.load_state_dict(state["critic"])',
+        "        del state['critic']",
+        (f"{ADVERSARIES}::test_interrupted_equals_uninterrupted",),
+    ),
+    Fault(
+        "a GAN's rate stops short of the last",
+        "generators/sn_gan_training.py",
+        "step / max(1, steps - 1)",
+        "step / steps",
+        (f"{ADVERSARIES}::test_the_rate_falls_linearly_from_the_first_step_to_the_last",),
+    ),
+    Fault(
+        "a GAN's classes told to the generator but not to the critic",
+        "generators/sn_gan_training.py",
+        "None if y is None else torch.cat([y, y])",
+        "None if y is None else torch.zeros_like(torch.cat([y, y]))",
+        (f"{ADVERSARIES}::test_steps_are_their_definition",),
+    ),
+    Fault(
+        "a moving average that moves too far",
+        "generators/training.py",
+        "mine.lerp_(theirs, 1.0 - keep)",
+        "mine.lerp_(theirs, keep)",
+        ("tests/generators/test_training.py::test_moving_average_is_its_definition",),
+    ),
+    Fault(
+        "a search that lets latents grow out of their law",
+        "samplers/gan.py",
+        "z.mul_(length / z.norm(dim=1, keepdim=True).clamp_min(1e-12))",
+        "z.mul_(1.0)",
+        ("tests/samplers/test_gan.py::test_a_latent_keeps_its_length",),
+    ),
+    Fault(
+        "a generator's classes taken for the teacher's",
+        "samplers/gan.py",
+        "if labels and self.classes is not None:",
+        "if False:",
+        ("tests/samplers/test_gan.py::test_refuses_generators_of_other_classes",),
+    ),
+    Fault(
+        "a manifest silent about what a generator was trained on",
+        "dfkd/claim.py",
+        'return read | ({"trained_on": trained} if trained else {})',
+        "return read | ({})",
+        ("tests/samplers/test_gan.py::test_says_what_it_was_trained_on",),
+    ),
+    Fault(
+        "a generator's training begins its random numbers anew",
+        "dfkd/train_generator.py",
+        'self.stream.load_state_dict(state["stream"])',
+        'self.stream.seed, self.stream.step = 0, state["stream"]["step"]',
+        ("tests/dfkd/test_train_generator.py::test_interrupted_equals_uninterrupted",),
     ),
 )
 
