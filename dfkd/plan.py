@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dfkd import models
 from dfkd.engine import Budget, Optimiser
 from dfkd.fidelity.corruptions import parse_corruption
+from dfkd.fidelity.recalibrate import SCORING
 from dfkd.interfaces import Sampler, preset_of
 from dfkd.losses import KL, Objective, combine
 from dfkd.losses.features import Pairs, checked_pairs
@@ -54,7 +55,9 @@ class Evaluation:
     features: module paths [[student's, teacher's], ...] whose likeness is measured; None for the penultimate features
     where both models have them. feature_rows: on so many rows of each column.
     quality_rows: how many draws of a sampler are set beside as many rows of labelled data (and ten times as many
-    training rows), 0 sets none.
+    training rows), 0 sets none. beside: BatchNorm modes in which students are scored too, of eval, batch and
+    recalibrated, as `agreement_batch`; None for eval where students with BatchNorm are compared in another.
+    recalibrate_on: the sampler on whose draws statistics are estimated anew, None for each student's own.
     """
 
     columns: tuple[str, ...] = COLUMNS
@@ -69,6 +72,8 @@ class Evaluation:
     features: Pairs | None = field(default=None, metadata={"unless": None})
     feature_rows: int = field(default=1000, metadata={"unless": 1000})
     quality_rows: int = field(default=1000, metadata={"unless": 1000})
+    beside: tuple[str, ...] | None = field(default=None, metadata={"unless": None})
+    recalibrate_on: str | None = field(default=None, metadata={"unless": None})
 
     def __post_init__(self) -> None:
         if self.features:
@@ -76,6 +81,9 @@ class Evaluation:
         for column in self.columns:
             if column not in COLUMNS:
                 raise unknown("columns", column, COLUMNS)
+        for mode in self.beside or ():
+            if mode not in SCORING:
+                raise unknown("beside", mode, SCORING)
         if not self.columns:
             raise ValueError(f"columns: expected at least one of {', '.join(COLUMNS)}, found none")
         for corruption in self.corruptions:
@@ -93,7 +101,7 @@ class Evaluation:
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "precision": (None, "float32", "bfloat16"),
     "student_train": ("train", "fixed"),
-    "student_score": ("eval", "batch", "recalibrated"),
+    "student_score": SCORING,
 }
 
 
@@ -174,6 +182,13 @@ def check_plan(settings: Any) -> None:
     around = settings.evaluate.worst_case_around
     if around != "test" and around not in settings.samplers:
         raise unknown("worst_case_around", around, ["test", *settings.samplers])
+    on, modes = settings.evaluate.recalibrate_on, (settings.student_score, *(settings.evaluate.beside or ()))
+    if on is not None and on not in settings.samplers:
+        raise unknown("recalibrate_on", on, settings.samplers)
+    if on is not None and "recalibrated" not in modes:
+        raise ValueError(
+            f"recalibrate_on: expected recalibrated as student_score or in beside, found {', '.join(modes)}"
+        )
 
 
 def reference_of(student: Student) -> tuple[str | None, dict[str, Any]]:

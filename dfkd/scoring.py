@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from dfkd import models
 from dfkd.fidelity import columns, metrics
@@ -29,7 +30,7 @@ from dfkd.plan import Settings, bank_file, read_record, run_folder, some_rows
 from dfkd.problem import Probe
 from dfkd.results import Line, finite
 from dfkd.schemes.offline import make_student
-from dfkd.types import BatchNormMode, Outputs, as_device, whole
+from dfkd.types import BatchNormMode, InputSpec, Outputs, as_device, whole
 
 __all__ = ["feature_pairs", "score_seed"]
 
@@ -92,9 +93,14 @@ def _score_student(
     settings: Settings, folder: Path, head: Line, teacher: Probe, fixed: list[tuple[Column, Outputs]], layers: Pairs
 ) -> tuple[list[Line], dict[str, np.ndarray]]:
     """The lines of one student and its values row by row. A column without a number is a line that says why."""
-    student, control = (_scored(settings, folder, head.sampler, head.seed, name) for name in ("student", "control"))
-    assert student is not None  # its record says that it finished
-    mode: BatchNormMode = "batch" if settings.student_score == "batch" else "eval"
+    saved, other = (_saved(settings, folder, head, name) for name in ("student", "control"))
+    assert saved is not None  # its record says that it finished
+    scored = _in_mode(settings, folder, head, saved, settings.student_score)
+    if scored is None:
+        return [replace(head, status="unsupported")], {}
+    student, mode = scored
+    control = None if other is None else _in_mode(settings, folder, head, other, settings.student_score)
+    beside = {name: _in_mode(settings, folder, head, saved, name) for name in _modes_beside(settings, saved)}
     lines: list[Line] = []
     rows: dict[str, np.ndarray] = {}
     near = _near(settings, folder, head.seed)
@@ -114,7 +120,7 @@ def _score_student(
             continue
         control_logits = None
         if control is not None and column.kind != "worst_case":  # searched against this student, easy for any other
-            control_logits = columns.logits(control, column.x, settings.spec, mode)
+            control_logits = columns.logits(control[0], column.x, settings.spec, mode)
             if not bool(control_logits.isfinite().all()):
                 control_logits = None
         found = metrics.score(logits, told.logits, column.y, control_logits)
@@ -122,9 +128,29 @@ def _score_student(
             alike = feature_scores(answered.features[ours], told.features[theirs])
             found |= {pair_name(name, (ours, theirs)): value for name, value in alike.items()}
         lines += [replace(head, evaluation=column.name, metric=m, value=finite(v)) for m, v in found.items()]
+        if column.kind != "worst_case":  # searched against the student as it is scored
+            lines += _beside(settings.spec, replace(head, evaluation=column.name), column, told.logits, beside)
         rowwise = metrics.rowwise(logits, told.logits, column.y)
         rows |= {f"{metric}|{column.name}": rowwise[metric].float().numpy() for metric in ("agreement", "kl")}
     return lines, rows
+
+
+def _beside(
+    spec: InputSpec, head: Line, column: Column, told: Tensor, beside: Mapping[str, tuple[Probe, BatchNormMode] | None]
+) -> list[Line]:
+    """The main scores once more for every other BatchNorm mode, as `agreement_eval`; None where it has no answers."""
+    lines = []
+    for name, student in beside.items():
+        wanted = ("agreement", "kl") if column.y is None else ("agreement", "kl", "accuracy")
+        values: dict[str, float | None] = dict.fromkeys(wanted)
+        if student is not None:
+            logits = columns.logits(student[0], column.x, spec, student[1])
+            if bool(logits.isfinite().all()):
+                rows = metrics.rowwise(logits, told, column.y)
+                values = {metric: float(rows[metric].mean()) for metric in wanted}
+        head = replace(head, student_batchnorm=name)
+        lines += [replace(head, metric=f"{metric}_{name}", value=finite(v)) for metric, v in values.items()]
+    return lines
 
 
 def _gives_input_gradients(probe: Probe) -> bool:
@@ -229,14 +255,32 @@ def _head(settings: Settings, label: str, record: Mapping[str, Any]) -> Line:
     )
 
 
-def _scored(settings: Settings, folder: Path, label: str, seed: int, name: str) -> Probe | None:
-    """A saved student, in the BatchNorm mode it is scored in; None where there is none that finished."""
-    run = run_folder(folder, label, seed)
+def _saved(settings: Settings, folder: Path, head: Line, name: str) -> Probe | None:
+    """A student as it was saved; None where there is none that finished."""
+    run = run_folder(folder, head.sampler, head.seed)
     record = run / f"{name}.json"
     if not record.exists() or read_record(record)["status"] != "ok":
         return None
-    module = models.load(run / f"{name}.safetensors", model=make_student(settings.student, settings.spec, seed))
-    if settings.student_score == "recalibrated":
-        for bank in _bank(folder, label, seed):
-            module = recalibrated(module, bank.x, settings.spec)
+    module = models.load(run / f"{name}.safetensors", model=make_student(settings.student, settings.spec, head.seed))
     return Probe(module, settings.spec, as_device(settings.device), name)
+
+
+def _modes_beside(settings: Settings, student: Probe) -> tuple[str, ...]:
+    """The BatchNorm modes to score it in beside the one it is compared in: by default `eval` where that is another."""
+    if settings.evaluate.beside is None:
+        beside: tuple[str, ...] = ("eval",) if "batchnorm" in student.capabilities else ()
+    else:
+        beside = settings.evaluate.beside
+    return tuple(mode for mode in beside if mode != settings.student_score)
+
+
+def _in_mode(
+    settings: Settings, folder: Path, head: Line, student: Probe, scoring: str
+) -> tuple[Probe, BatchNormMode] | None:
+    """Whom to ask and how; None where it is to be recalibrated on the draws of a sampler whose run left none."""
+    if scoring != "recalibrated":
+        return student, "batch" if scoring == "batch" else "eval"
+    for bank in _bank(folder, settings.evaluate.recalibrate_on or head.sampler, head.seed):
+        module = recalibrated(student.module, bank.x, settings.spec)
+        return Probe(module, settings.spec, student.device, student.name), "eval"
+    return None

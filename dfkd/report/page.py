@@ -20,7 +20,7 @@ from .matrix import DIAGNOSTIC_COLUMN, failed_words, panels
 from .pictures import Picture, pictures
 from .run import Run, load_run
 from .verdict import verdict
-from .words import DIAGNOSTICS, QUALITY, Form, describe, duration, large, number, spread
+from .words import DIAGNOSTICS, MODES, QUALITY, Form, describe, duration, large, number, spread
 
 __all__ = ["render", "write_report"]
 
@@ -174,7 +174,8 @@ def _seeds(run: Run) -> str:
 def _scores(run: Run) -> list[tuple[str, str]]:
     """(evaluation, metric) of the table's columns that have a number."""
     where = run.summary.headline or ""
-    wanted = [(where, metric) for metric in ("agreement", "kl", "excess_agreement", "accuracy")]
+    modes = [f"agreement_{mode}" for mode in MODES if f"agreement_{mode}" in run.summary.metrics]
+    wanted = [(where, metric) for metric in ("agreement", *modes, "kl", "excess_agreement", "accuracy")]
     wanted += [(name, "agreement") for name in run.summary.evaluations if name.startswith("worst_case")]
     return [(e, m) for e, m in wanted if any(run.summary.cell(s, e, m).n for s in run.order)]
 

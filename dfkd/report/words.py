@@ -7,6 +7,7 @@ from typing import Literal
 __all__ = [
     "DIAGNOSTICS",
     "METRICS",
+    "MODES",
     "QUALITY",
     "Form",
     "Metric",
@@ -117,18 +118,29 @@ QUALITY: dict[str, tuple[str, str]] = {
 """How draws lie beside data; the same of held-out rows has a name that ends in _test."""
 
 
+MODES = {
+    "eval": "with the statistics that the student has stored",
+    "batch": "with the statistics of the rows asked together",
+    "recalibrated": "with statistics estimated anew on a sampler's draws",
+}
+
+
 def describe(metric: str) -> Metric:
-    """The metric's entry; agreement@k and cka@layer by pattern; an unknown one under its own name."""
+    """The metric's entry; agreement@k, cka@layer and agreement_batch by pattern; an unknown one under its own name."""
     if metric in METRICS:
         return METRICS[metric]
+    known, _, mode = metric.rpartition("_")
+    if known in METRICS and mode in MODES:
+        base = METRICS[known]
+        return replace(base, title=f"{base.title}, BatchNorm {mode}", meaning=f"{base.meaning}, {MODES[mode]}")
     kind, _, of = metric.partition("@")
     if kind == "agreement":
         return Metric(f"agreement@{of}", "higher", "percent", f"teacher's class among the student's {of} largest")
     if kind in _OF_LAYERS and of:
         ours, _, theirs = of.partition("=")
         layers = f"{ours} of the student, {theirs or ours} of the teacher"
-        known = _OF_LAYERS[kind]
-        return replace(known, title=f"{known.title} {of.replace('=', ' = ')}", meaning=known.meaning.format(layers))
+        entry = _OF_LAYERS[kind]
+        return replace(entry, title=f"{entry.title} {of.replace('=', ' = ')}", meaning=entry.meaning.format(layers))
     return Metric(metric.replace("_", " "), None, "plain", "")
 
 

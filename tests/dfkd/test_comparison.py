@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -22,10 +23,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import dfkd as package
-from dfkd import Budget, Evaluation, InputSpec, Optimiser, scoring
+from dfkd import Budget, Evaluation, InputSpec, Optimiser, models, scoring
 from dfkd.comparison import Comparison, compare
 from dfkd.data import Dataset, ImageSet, load
-from dfkd.fidelity import QUALITY, Reference, columns, feature_scores, metrics
+from dfkd.fidelity import QUALITY, Reference, columns, feature_scores, metrics, recalibrated
 from dfkd.interfaces import Preset
 from dfkd.losses import LogitMSE, combine
 from dfkd.plan import Settings, some_rows
@@ -174,6 +175,82 @@ def test_layers_are_named_in_pairs_and_found_before_any_work(tmp_path: Path, net
     assert not (tmp_path / "d" / "out").exists()
     with pytest.raises(ValueError, match=r"features: expected \[\[student's module path, teacher's\], ...\], found"):
         Evaluation(features=(("a",),))  # type: ignore[arg-type]
+
+
+def test_other_batchnorm_modes_stand_beside_the_one_compared_in(tmp_path: Path, network: Network) -> None:
+    """Recalibrated on a named sampler's draws, and in `batch`: recomputed from what is saved."""
+    evaluate = Evaluation(
+        columns=("uniform",), rows=30, beside=("batch", "recalibrated", "eval"), recalibrate_on="noise"
+    )
+    words: dict[str, Any] = {"student": "digits_cnn", "evaluate": evaluate, "budget": Budget(steps=8, batch=8)}
+    found = small(tmp_path, network, {"noise": Uniform("eval"), "grey": Gaussian()}, **words)
+    lines = [line for line in found.lines if (line.sampler, line.evaluation) == ("grey", "uniform")]
+    values = {line.metric: line.value for line in lines}
+    assert {line.student_batchnorm for line in lines if line.metric in ("agreement", "kl")} == {"eval"}
+    for mode in ("batch", "recalibrated"):
+        told = {line.student_batchnorm for line in lines if line.metric in (f"agreement_{mode}", f"kl_{mode}")}
+        assert told == {mode}
+    assert "kl_eval" not in values
+    spec, x = InputSpec((1, 8, 8), 4), columns.uniform_column(SPEC, 30, seed=0).x
+    student = package.load(tmp_path / "out/runs/grey-s0/student.safetensors")
+    teacher = columns.logits(Probe(network(), spec), x, spec)
+    bank = load_file(tmp_path / "out/banks/noise-s0.safetensors")["x"]
+    own = load_file(tmp_path / "out/banks/grey-s0.safetensors")["x"]
+    scores = {
+        mode: metrics.score(columns.logits(Probe(module, spec), x, spec, how), teacher)["kl"]  # type: ignore[arg-type]
+        for mode, module, how in (
+            ("kl", student, "eval"),
+            ("kl_batch", student, "batch"),
+            ("kl_recalibrated", recalibrated(student, bank, spec), "eval"),
+            ("own", recalibrated(student, own, spec), "eval"),
+        )
+    }
+    for metric in ("kl", "kl_batch", "kl_recalibrated"):
+        assert values[metric] == pytest.approx(scores[metric], abs=1e-5)
+    assert len({round(score or 0.0, 4) for score in scores.values()}) == 4  # else nothing is tested
+    assert "agreement, BatchNorm recalibrated" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
+
+
+def test_eval_stands_beside_a_score_in_another_mode(tmp_path: Path, network: Network) -> None:
+    words: dict[str, Any] = {"evaluate": Evaluation(columns=("uniform",), rows=8), "budget": Budget(steps=1, batch=4)}
+    found = small(tmp_path / "a", network, [Uniform()], student="digits_cnn", student_score="batch", **words)
+    assert {"agreement_eval", "kl_eval"} <= set(found.summary.metrics)
+    plain = partial(models.build, "digits_cnn", SPEC, norm="group")
+    found = small(tmp_path / "b", network, [Uniform()], student=plain, student_score="batch", **words)
+    assert not [metric for metric in found.summary.metrics if metric.endswith("_eval")]
+
+
+def test_draws_to_recalibrate_on_that_are_not_there(tmp_path: Path) -> None:
+    """The named sampler is unsupported: what was to be recalibrated has no number, the rest stands."""
+    evaluate = Evaluation(columns=("uniform",), rows=8, beside=("recalibrated",), recalibrate_on="inverted")
+    samplers: dict[str, Any] = {"noise": Uniform(), "inverted": DeepInversion(steps=1)}
+    plain = models.build("digits_cnn", SPEC, norm="group")
+    words: dict[str, Any] = {"spec": SPEC, "seeds": [0], "budget": Budget(steps=1, batch=4), "evaluate": evaluate}
+    lines = compare(plain, "digits_cnn", samplers, out=tmp_path / "a", **words).lines
+    values = {line.metric: line.value for line in lines if (line.sampler, line.evaluation) == ("noise", "uniform")}
+    assert values["agreement_recalibrated"] is None
+    assert values["agreement"] is not None
+    words["evaluate"] = dataclasses.replace(evaluate, beside=None)
+    lines = compare(plain, "digits_cnn", samplers, out=tmp_path / "b", student_score="recalibrated", **words).lines
+    head = next(line for line in lines if line.sampler == "noise" and line.metric == "agreement")
+    assert (head.status, head.value) == ("unsupported", None)
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "message"),
+    [
+        ({"beside": ("evil",)}, "beside: unknown 'evil'; the nearest is 'eval'"),
+        ({"recalibrate_on": "unifrom", "beside": ("recalibrated",)}, "recalibrate_on: unknown 'unifrom'; the nearest"),
+        (
+            {"recalibrate_on": "uniform"},
+            "recalibrate_on: expected recalibrated as student_score or in beside, found eval",
+        ),
+    ],
+)
+def test_modes_that_cannot_be(tmp_path: Path, network: Network, evaluate: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(tmp_path, network, [Uniform()], evaluate=Evaluation(columns=("uniform",), **evaluate))
+    assert not (tmp_path / "out").exists()
 
 
 def test_excess_stands_exactly_where_a_control_ran(done: Path) -> None:

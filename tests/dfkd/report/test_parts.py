@@ -9,6 +9,7 @@ import pytest
 
 from dfkd.fidelity.features import FEATURE_METRICS, pair_name
 from dfkd.fidelity.metrics import METRICS as MEASURED
+from dfkd.fidelity.recalibrate import SCORING
 from dfkd.report.charts.place import Frame, place
 from dfkd.report.colour import LEVELS, RAMPS, SERIES, contrast, ink, ramp
 from dfkd.report.pictures import pictures, png
@@ -75,6 +76,15 @@ def test_every_measured_metric_is_described_the_same_way_round() -> None:
         assert found.title == f"{name.upper()} conv2 = layer1"
         assert "conv2 of the student, layer1 of the teacher" in found.meaning
         assert "fc of the student, fc of the teacher" in describe(pair_name(name, ("fc", "fc"))).meaning
+
+
+def test_scores_in_another_batchnorm_mode_are_called_after_it() -> None:
+    for mode in SCORING:
+        found = describe(f"agreement_{mode}")
+        assert (found.title, found.better, found.form) == (f"agreement, BatchNorm {mode}", "higher", "percent")
+        assert describe(f"kl_{mode}").better == "lower"
+        assert describe(f"accuracy_{mode}").meaning != found.meaning
+    assert describe("agreement_teacher_right").title == "agreement, teacher right"
 
 
 @pytest.mark.parametrize("name", sorted(METRICS))
