@@ -37,10 +37,11 @@ class DAFL:
     one_hot: weight of the teacher's certainty of some class, >= 0. balance: weight of using all classes equally, in
     nats, >= 0; brackets above: in decimal logarithms. activation: weight of the mean absolute feature, >= 0. latent:
     length of the generator's input, >= 1. batchnorm_eps: what its inner BatchNorm layers add to the variance, > 0.
-    mean, std: of its images before they are clipped, in fractions of the box; as its last layer is a normalised image,
-    they are to be those that the teacher's images are normalised by (MNIST: 0.1307 and 0.3081), where these are known.
-    learning_rate: Adam's, > 0. batch: images in a generator step, >= 2; small ones fail. student_steps: draws that show
-    the images of one generator step, >= 1. labelling: the teacher's BatchNorm mode for the images, `eval` or `batch`.
+    mean: of its images before they are clipped, 0 to 1, and std: their deviation, > 0, both in fractions of the box; as
+    its last layer is a normalised image, they are to be those that the teacher's images are normalised by (MNIST:
+    0.1307 and 0.3081), where these are known. learning_rate: Adam's, > 0. batch: images in a generator step, >= 2;
+    small ones fail. student_steps: draws that show the images of one generator step, >= 1. labelling: the teacher's
+    BatchNorm mode for the images, `eval` or `batch`.
     """
 
     one_hot: float = 1.0

@@ -28,12 +28,12 @@ class DFAD:
     `cifar`.
 
     latent: length of the generator's input, >= 1 (CIFAR: 256). network: `trunk`, or `dcgan`, published for images of
-    128 pixels. mean, std: of the trunk's images before they are clipped, in fractions of the box; as its last layer is
-    a normalised image, they are to be those that the teacher's images are normalised by (MNIST: 0.1307 and 0.3081),
-    where these are known. learning_rate: Adam's, > 0. rate: what it does over the run: `constant`, `cosine` to 0, or
-    `steps`, times 0.1 at each of the milestones. milestones: rising fractions of the run (CIFAR: 0.2, 0.4). batch:
-    images in a generator step, >= 2 (CIFAR: 256). student_steps: draws from one generator step to the next, >= 1.
-    labelling: the teacher's BatchNorm mode for the images, `eval` or `batch`.
+    128 pixels. mean: of the trunk's images before they are clipped, 0 to 1, and std: their deviation, > 0, both in
+    fractions of the box; as its last layer is a normalised image, they are to be those that the teacher's images are
+    normalised by (MNIST: 0.1307 and 0.3081), where these are known. learning_rate: Adam's, > 0. rate: what it does over
+    the run: `constant`, `cosine` to 0, or `steps`, times 0.1 at each of the milestones. milestones: rising fractions of
+    the run (CIFAR: 0.2, 0.4). batch: images in a generator step, >= 2 (CIFAR: 256). student_steps: draws from one
+    generator step to the next, >= 1. labelling: the teacher's BatchNorm mode for the images, `eval` or `batch`.
     """
 
     latent: int = 100

@@ -36,12 +36,13 @@ from .state import State
 @dataclass(frozen=True)
 class PreDFKD:
     """remembered: share of a draw that is recalled from the memory, 0 to 1. latent: length of the generator's and of
-    the memory's input, >= 1. mean, std: of the images of both before they are clipped, in fractions of the box; those
-    that the teacher's images are normalised by, where these are known. learning_rate: Adam's for the generator, > 0.
-    batch: images in its step, >= 2. student_steps: draws from one step of it to the next, >= 1. one_hot: weight of the
-    teacher's certainty of some class, >= 0. balance: weight of using all classes equally, >= 0 (theirs is 5 with
-    logarithms of base 10). Both count in what is recalled too. activation: weight of strong penultimate features, >= 0.
-    adversarial: weight of the disagreement with the student, >= 0, a clamped and swapped Jensen-Shannon form as theirs.
+    the memory's input, >= 1. mean: of the images of both before they are clipped, 0 to 1, and std: their deviation, >
+    0, both in fractions of the box; those that the teacher's images are normalised by, where these are known.
+    learning_rate: Adam's for the generator, > 0. batch: images in its step, >= 2. student_steps: draws from one step
+    of it to the next, >= 1. one_hot: weight of the teacher's certainty of some class, >= 0. balance: weight of using
+    all classes equally, >= 0 (theirs is 5 with logarithms of base 10). Both count in what is recalled too. activation:
+    weight of strong penultimate features, >= 0. adversarial: weight of the disagreement with the student, >= 0, a
+    clamped and swapped Jensen-Shannon form as theirs.
     memory_steps: after how many of the draws between two generator steps the memory learns, >= 0. memory_new: images
     of the generator that it learns at once, >= 2. memory_old: images that it recalls itself and learns with them, >= 0.
     memory_rate: Adam's for it, > 0. recall_rate: Adam's for the one step of a recalled latent vector, > 0. labelling:

@@ -25,11 +25,11 @@ from .state import State
 class ZSKT:
     """Rounds on one set of latents: a generator step, then draws of what they give afterwards, labelled once.
 
-    latent: length of the generator's input, >= 1. mean, std: of its images at first, before they are clipped, in
-    fractions of the box; those that the teacher's images are normalised by, where these are known. learning_rate:
-    Adam's at the start of the run, > 0; along a cosine to 0 at its end. clip: largest norm of the generator's gradient,
-    > 0. batch: images in a generator step, >= 2. student_steps: draws that show the same images, >= 1. labelling: the
-    teacher's BatchNorm mode for the images, `eval` or `batch`.
+    latent: length of the generator's input, >= 1. mean: of its images at first, before they are clipped, 0 to 1, and
+    std: their deviation, > 0, both in fractions of the box; those that the teacher's images are normalised by, where
+    these are known. learning_rate: Adam's at the start of the run, > 0; along a cosine to 0 at its end. clip: largest
+    norm of the generator's gradient, > 0. batch: images in a generator step, >= 2. student_steps: draws that show the
+    same images, >= 1. labelling: the teacher's BatchNorm mode for the images, `eval` or `batch`.
     """
 
     latent: int = 100
