@@ -17,6 +17,7 @@ SAMPLERS = {
     "shader": "samplers.shader:Shader",
     "one_image": "samplers.one_image:OneImage",
     "out_of_domain": "samplers.out_of_domain:OutOfDomain",
+    "diffusion": "samplers.diffusion:Diffusion",
     "mixup": "samplers.mixup:Mixup",
     "cutmix": "samplers.cutmix:CutMix",
     "deep_inversion": "samplers.deep_inversion:DeepInversion",
@@ -81,6 +82,7 @@ SCHEMES = {
 
 GENERATORS = {
     "sn_gan": "generators.sn_gan_training:SNGAN",
+    "diffusion": "generators.diffusion:Diffusion",
 }
 
 

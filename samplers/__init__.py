@@ -10,6 +10,7 @@ from .dead_leaves import DeadLeaves
 from .deep_inversion import DeepInversion
 from .dfad import DFAD
 from .dfq import DFQ
+from .diffusion import Diffusion
 from .energy import Energy
 from .fast_dfkd import FastDFKD
 from .gan import GAN
@@ -50,6 +51,7 @@ __all__ = [
     "CutMix",
     "DeadLeaves",
     "DeepInversion",
+    "Diffusion",
     "Energy",
     "FastDFKD",
     "Gaussian",

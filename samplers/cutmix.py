@@ -52,7 +52,7 @@ class CutMix:
         one_mode(batch, self.name)
         rng = state.stream.advance()
         side = (1.0 - symmetric_beta(n, self.alpha, rng, device)).sqrt()
-        rows, columns = (_interval(length, side, rng) for length in (spec.height, spec.width))
+        rows, columns = (interval(length, side, rng) for length in (spec.height, spec.width))
         partner = torch.randperm(n, generator=rng, device=device)
         box = rows[:, None, :, None] & columns[:, None, None, :]  # (n, 1, h, w)
         x = torch.where(box, batch.x[partner], batch.x)
@@ -63,7 +63,7 @@ class CutMix:
         self.base.observe(state.base, batch, loss)
 
 
-def _interval(length: int, side: Tensor, rng: torch.Generator) -> Tensor:
+def interval(length: int, side: Tensor, rng: torch.Generator) -> Tensor:
     """(n, length) bool: in row i about the fraction side[i] of the places, contiguous, anywhere that fits."""
     size = (side * length).round()
     room = length - size + 1.0  # how many first places there are

@@ -40,6 +40,7 @@ PROBLEM, ENGINE, TERMS = (
 )
 METRICS = "tests/dfkd/fidelity/test_metrics.py"
 ADVERSARIES = "tests/generators/test_sn_gan_training.py"
+DIFFUSION, DENOISING = "tests/samplers/test_diffusion.py", "tests/generators/test_diffusion.py"
 
 FAULTS = (
     Fault(
@@ -702,6 +703,48 @@ FAULTS = (
         'self.stream.load_state_dict(state["stream"])',
         'self.stream.seed, self.stream.step = 0, state["stream"]["step"]',
         ("tests/dfkd/test_train_generator.py::test_interrupted_equals_uninterrupted",),
+    ),
+    Fault(
+        "the clean prediction is led by without the denoiser's gradient",
+        "generators/pipeline.py",
+        "z = z - steer(step, z, denoiser.decode(predicted(plan, z, output, t)))",
+        "z = z - steer(step, z, denoiser.decode(predicted(plan, z, output.detach(), t)))",
+        (f"{DIFFUSION}::test_what_is_subtracted_is_the_slope_through_the_denoiser",),
+    ),
+    Fault(
+        "the teacher leads away from its classes",
+        "generators/pipeline.py",
+        "z = z - steer(step, z,",
+        "z = z + steer(step, z,",
+        (f"{DIFFUSION}::test_the_teacher_finds_its_classes_likelier",),
+    ),
+    Fault(
+        "an image is led by less, the more are beside it",
+        "samplers/diffusion.py",
+        "return self.guidance * len(z) * slope",
+        "return self.guidance * slope",
+        (f"{DIFFUSION}::test_each_row_is_led_as_if_alone",),
+    ),
+    Fault(
+        "classifier-free guidance with its sides swapped",
+        "generators/pipeline.py",
+        "return unconditional + scale * (conditional - unconditional)",
+        "return conditional + scale * (unconditional - conditional)",
+        ("tests/generators/test_pipeline.py::test_classifier_free_guidance_is_its_formula",),
+    ),
+    Fault(
+        "every row is told its class",
+        "generators/diffusion.py",
+        "return y.masked_fill(left_out, self.classes)",
+        "return y.masked_fill(left_out & ~left_out, self.classes)",
+        (f"{DENOISING}::test_some_rows_are_not_told_their_class",),
+    ),
+    Fault(
+        "images from the network instead of its average",
+        "generators/diffusion.py",
+        "return on_pixels(self.average.network,",
+        "return on_pixels(self.network,",
+        (f"{DENOISING}::test_images_come_from_the_average_and_are_pixels",),
     ),
 )
 

@@ -46,6 +46,7 @@ from samplers import (
     CutMix,
     DeadLeaves,
     DeepInversion,
+    Diffusion,
     Energy,
     FastDFKD,
     Gaussian,
@@ -92,6 +93,8 @@ def saved_generator(classes: int | None) -> str:
 SAVED = Path(tempfile.mkdtemp())
 atexit.register(shutil.rmtree, SAVED, ignore_errors=True)
 PLAIN, CLASSES = saved_generator(None), saved_generator(10)
+TINY = SAVED / "diffusion"  # the fixture below fills it
+DIFFUSION = Diffusion(str(TINY), steps=2, batch=8)
 
 ROWS: dict[str, Sampler] = {
     "real": Real(),
@@ -108,6 +111,11 @@ ROWS: dict[str, Sampler] = {
     "one_image": OneImage(),
     "out_of_domain": OutOfDomain("digits", limit=60),
     "out_of_domain_kept": OutOfDomain("digits", keep=30, limit=60),
+    "diffusion": DIFFUSION,
+    "diffusion_resized": replace(DIFFUSION, scheduler="ddim", scale=1.0, resize=True),
+    "diffusion_adversarial": replace(
+        DIFFUSION, scheduler="ddpm", guidance=0.1, batchnorm="auto", adversarial=1.0, warmup=8, cutmix=True
+    ),
     "mixup": Mixup(Real(), alpha=0.3),
     "mixup_noise": Mixup(Uniform()),
     "cutmix": CutMix(Real(), alpha=0.5),
@@ -144,6 +152,7 @@ ROWS: dict[str, Sampler] = {
     "pooled": Pooled(INVERSION, round=6, every=2, warmup=2, capacity=18),
     "pooled_random": Pooled(Real(), round=5, every=1, capacity=12, evict="random"),
     "pooled_noise": Pooled(Uniform(), round=6, every=None),
+    "pooled_diffusion": Pooled(DIFFUSION, round=6, every=2),
     "prioritised": Prioritised(INVERSION, round=6, every=2, warmup=2, capacity=18),
     "augmented": Augmented(Real(), crop=2, flip=True, roll=1),
     "balanced": Balanced(Real(), multiple=3),
@@ -188,6 +197,7 @@ COLOUR = (
     "shader",
     "one_image",
     "out_of_domain",
+    "diffusion_resized",
     "uniform",
     "smoothed",
     "generative",
@@ -202,6 +212,29 @@ COLOUR = (
     "balanced_augmented",
 )
 SIZES = (7, 1, 20)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_diffusion() -> None:
+    """A pipeline of ten classes and none, with random weights."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        unet = UNet2DModel(
+            sample_size=8,
+            in_channels=1,
+            out_channels=1,
+            block_out_channels=(8,),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D",),
+            up_block_types=("UpBlock2D",),
+            norm_num_groups=4,
+            attention_head_dim=4,
+            num_class_embeds=11,
+        )
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(TINY, safe_serialization=True)
+
 
 GPU = torch.cuda.is_available()
 each_row = pytest.mark.parametrize("row", ROWS)
@@ -312,7 +345,8 @@ HAVE_Y = "real real_test mixup cutmix adversarial_all pooled_random augmented ba
 HAVE_TARGET = (
     "deep_inversion deep_inversion_adaptive pooled prioritised adversarial_pooled energy_class ssd_kd "
     "spaceshipnet mixture_banks fast_dfkd fast_dfkd_plain cmi nayer nayer_learned "
-    "gan_classes gan_search gan_search_classes gan_adversarial adversarial_gan mixture_gan"
+    "gan_classes gan_search gan_search_classes gan_adversarial adversarial_gan mixture_gan "
+    "diffusion diffusion_resized diffusion_adversarial pooled_diffusion"
 )
 HAVE_SOURCE = (
     "mixture mixture_images mixture_prioritised mixture_banks pre_dfkd mosaic_kd mixture_three mixture_nested "
@@ -604,7 +638,7 @@ from importlib.abc import MetaPathFinder
 
 class Closed(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[:2] == ["dfkd", "data"] or name in ("sklearn.datasets", "torchvision.datasets"):
+        if name.split(".")[:2] == ["dfkd", "data"] or name in ("sklearn.datasets", "torchvision.datasets", "diffusers"):
             raise ImportError("closed: " + name)
 
 sys.meta_path.insert(0, Closed())
@@ -644,7 +678,8 @@ def test_reads_no_data_but_what_it_names() -> None:
     for row, sampler in ROWS.items():
         # a generator's file was made from data, which drawing from it does not read
         reading = [part for part in walk(sampler) if not part.data_free and not isinstance(part, Trained)]
-        assert said[row] == ("closed: dfkd.data" if reading else "drawn"), row
+        reader = "diffusers" if any(isinstance(part, Diffusion) for part in reading) else "dfkd.data"
+        assert said[row] == (f"closed: {reader}" if reading else "drawn"), row
         assert is_data_free(sampler) == all(part.data_free for part in walk(sampler))
 
 
@@ -752,7 +787,7 @@ def test_on_a_gpu(row: str, make_problem: MakeProblem) -> None:
         assert a.x.min() >= 0.0
         assert a.x.max() <= 1.0
         if not re.search(
-            f"adversarial|inversion|generative|three|pooled|prioritised|ssd_kd|spaceshipnet|banks|energy|robust_nested|gan_search|{ONLINE}",
+            f"adversarial|inversion|generative|three|pooled|prioritised|ssd_kd|spaceshipnet|banks|energy|robust_nested|gan_search|diffusion|{ONLINE}",
             row,
         ):  # a search amplifies rounding
             torch.testing.assert_close(a.x, b.x)
