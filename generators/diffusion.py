@@ -198,12 +198,11 @@ class Denoising:
 
         text = json.dumps(check(dict(description), out / FOLDER), allow_nan=False, indent=1)
         draft, place = out / f".{FOLDER}.{os.getpid()}.tmp", out / FOLDER
-        if place.exists():
-            raise ValueError(f"file: {place} is there already, and nothing is replaced")
         try:
             pipeline = DDPMPipeline(self.average.network, DDPMScheduler(**NOISE))
             pipeline.save_pretrained(draft, safe_serialization=True)
             (draft / BESIDE).write_text(text + "\n", encoding="utf-8")
+            shutil.rmtree(place, ignore_errors=True)  # of a run that was ended before it was done
             draft.rename(place)
         except OSError as error:
             raise ValueError(f"file: cannot write {place}: {error}") from error

@@ -22,6 +22,7 @@ from dfkd.problem import Problem
 from dfkd.rng import derive
 from dfkd.types import Batch, InputSpec
 from generators.pipeline import Denoiser, Scheduler, Steer, load, reverse
+from generators.saved import BESIDE, describe
 
 from .checks import at_least, one_of, some_rows, true_or_false, weight_or_auto, whole_at_least
 from .cutmix import interval
@@ -88,6 +89,11 @@ class Diffusion:
     @property
     def reads(self) -> tuple[str, ...]:
         return (self.folder,)
+
+    def trained_on(self) -> dict[str, Any]:
+        """By folder, the data that it was trained on, where it says: what `dfkd train-generator` wrote does."""
+        known = (Path(self.folder) / BESIDE).is_file()
+        return {self.folder: describe(self.folder)["trained_on"]} if known else {}
 
     @property
     def uses_student(self) -> bool:

@@ -257,6 +257,8 @@ def test_saved_names_and_classes_are_compared(
     sampler, problem = Diffusion(str(folder), steps=2), named(make_problem())
     state = sampler.init(problem, 1)
     assert state.model.told.tolist() == list(range(9, -1, -1))
+    assert sampler.trained_on() == {str(folder): trained_on}
+    assert replace(sampler, folder=str(diffusion_folder("ddpm"))).trained_on() == {}
     with pytest.raises(ValueError, match="expected the teacher's class 'stool' among the 10 classes"):
         sampler.init(named(make_problem(), (*NAMES[:9], "stool")), 1)
 
