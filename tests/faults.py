@@ -746,6 +746,41 @@ FAULTS = (
         "return on_pixels(self.network,",
         (f"{DENOISING}::test_images_come_from_the_average_and_are_pixels",),
     ),
+    Fault(
+        "a bank's sampler begins anew after an interruption",
+        "dfkd/synthesis.py",
+        '            self._state.load_state_dict(saved["state"])',
+        "            pass",
+        ("tests/dfkd/test_synthesis.py::test_a_full_disk_leaves_what_was_written_and_the_same_command_goes_on",),
+    ),
+    Fault(
+        "a bank's images are labelled as others are, not as its sampler says",
+        "dfkd/synthesis.py",
+        "Batch(to_pixels(x, problem.spec), labelling=batch.labelling)",
+        "Batch(to_pixels(x, problem.spec))",
+        ("tests/dfkd/test_synthesis.py::test_draws_are_those_of_the_sampler_labelled_as_it_says",),
+    ),
+    Fault(
+        "a row is its own neighbour",
+        "dfkd/fidelity/neighbours.py",
+        "        squared = squared.masked_fill(found == own[:, None], torch.inf)",
+        "        pass",
+        ("tests/dfkd/fidelity/test_neighbours.py::test_a_row_is_not_its_own_neighbour_but_its_copies_are",),
+    ),
+    Fault(
+        "the surface is no part of the ball",
+        "dfkd/fidelity/neighbours.py",
+        "inside[a, b] = exact <= radii[balls][b]",
+        "inside[a, b] = exact < radii[balls][b]",
+        ("tests/dfkd/fidelity/test_neighbours.py::test_the_neighbour_that_a_radius_was_measured_to_is_within_it",),
+    ),
+    Fault(
+        "precision and recall swapped",
+        "dfkd/fidelity/quality.py",
+        "of_real, of_fake = membership(fake, real, around_real), membership(real, fake, around_fake)",
+        "of_fake, of_real = membership(fake, real, around_real), membership(real, fake, around_fake)",
+        ("tests/dfkd/fidelity/test_quality.py::test_a_collapsed_sampler_is_precise_and_covers_nothing",),
+    ),
 )
 
 
