@@ -74,7 +74,7 @@ class Diffusion:
             raise ValueError(f"scale: expected a number >= 0, found {self.scale!r}")
 
     def usual(self, shape: Shape) -> tuple[int, int]:
-        return (4000, 64) if max(shape[1:]) <= 16 else (6000, 64)
+        return (4000, 64) if max(shape[1:]) <= 16 else (3400, 64)
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of this of `steps` steps, counted from 0."""
