@@ -40,6 +40,7 @@ from .ingredients import (
     Variation,
     batchnorm_term,
     descend,
+    equally,
     jitter,
     noise_start,
 )
@@ -127,9 +128,7 @@ class DeepInversion:
         """One batch from noise: images (n, c, h, w), the classes aimed at (n,), the loss of the images kept."""
         spec = problem.spec
         x = noise_start(problem, self.batch, rng).requires_grad_(True)
-        # every class equally often, in random order so that a part of the batch is balanced on average too
-        order = torch.randperm(self.batch, generator=rng, device=problem.device)
-        target = order % spec.num_classes
+        target = equally(spec.num_classes, self.batch, rng, problem.device)
         best = Best(x)
 
         def clip() -> None:

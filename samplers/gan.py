@@ -20,7 +20,7 @@ from generators.sn_gan_training import load
 
 from .balanced import Balanced
 from .checks import a_labelling, at_least, positive, some_rows, true_or_false, weight_or_auto, whole_at_least
-from .ingredients import BatchNormWeight, Best, Disagreement, Objective, OneHot, batchnorm_term, descend
+from .ingredients import BatchNormWeight, Best, Disagreement, Objective, OneHot, batchnorm_term, descend, equally
 from .state import State
 
 
@@ -110,7 +110,7 @@ class GAN:
             x, target = (torch.cat(part)[:n] for part in zip(*((x, y) for x, y, _ in rounds), strict=True))
             info = {"loss": torch.stack([loss for _, _, loss in rounds]).mean()}
             return Batch(x, target=target, info=info, labelling=whole(n, self.labelling))
-        y = equally(maker.classes, n, rng, problem.device)
+        y = maker.asked(n, rng)
         with torch.no_grad():
             x = maker.images(maker.latents(n, rng), y)
         return Batch(x, target=y if self.labels else None, labelling=whole(n, self.labelling))
@@ -123,9 +123,8 @@ class GAN:
         maker, spec = state.maker, problem.spec
         z = maker.latents(self.batch, rng).requires_grad_(True)
         length = z.detach().norm(dim=1, keepdim=True)
-        y = equally(maker.classes, self.batch, rng, problem.device)
+        y = maker.asked(self.batch, rng)
         target = y if y is not None and self.labels else equally(spec.num_classes, self.batch, rng, problem.device)
-        assert target is not None  # a teacher has classes
         best = Best(torch.empty(self.batch, *spec.shape, device=problem.device))
 
         def keep_length() -> None:
@@ -144,11 +143,6 @@ class GAN:
             best=best,
         )
         return best.x, target, best.loss
-
-
-def equally(k: int | None, n: int, rng: torch.Generator, device: torch.device) -> Tensor | None:
-    """(n,): all of k classes equally often, in random order, so that parts are even on average; None where k is."""
-    return None if k is None else torch.randperm(n, generator=rng, device=device) % k
 
 
 class Maker:
@@ -171,6 +165,10 @@ class Maker:
 
     def latents(self, n: int, rng: torch.Generator) -> Tensor:
         return torch.randn(n, self.network.latent, generator=rng, device=self.device)
+
+    def asked(self, n: int, rng: torch.Generator) -> Tensor | None:
+        """(n,) its classes, equally often; None where it has none."""
+        return None if self.classes is None else equally(self.classes, n, rng, self.device)
 
     def images(self, z: Tensor, y: Tensor | None) -> Tensor:
         """(n, c, h, w) in the problem's box, with their graph to z."""

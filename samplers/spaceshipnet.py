@@ -31,6 +31,7 @@ from .ingredients import (
     built,
     cropped,
     descend,
+    equally,
     unfound,
 )
 from .pooled import places
@@ -149,7 +150,7 @@ class SpaceshipNet:
     def _round(self, state: State, problem: Problem, rng: torch.Generator) -> Tensor:
         """Steps of the generator on one set of latents; keeps the maps of the step of least loss, which it gives."""
         z = torch.randn(self.batch, self.latent, generator=rng, device=problem.device)
-        target = torch.randperm(self.batch, generator=rng, device=problem.device) % problem.spec.num_classes
+        target = equally(problem.spec.num_classes, self.batch, rng, problem.device)
         generator, best = state.generator.train(), Best(unfound(problem, self.batch))
         now: list[Tensor] = []
         kept: list[Tensor] = []

@@ -11,7 +11,7 @@ from .batchnorm import (
     batchnorm_term,
     noise_start,
 )
-from .classes import Balance, OneHot
+from .classes import Balance, OneHot, equally
 from .contrastive import Contrast
 from .critic import Patches
 from .descend import Best, descend
@@ -75,6 +75,7 @@ __all__ = [
     "disagreement",
     "due",
     "enough_rows",
+    "equally",
     "identity",
     "jitter",
     "noise_start",

@@ -12,7 +12,7 @@ from dfkd.problem import Problem
 
 from .views import Views
 
-__all__ = ["Balance", "OneHot"]
+__all__ = ["Balance", "OneHot", "equally"]
 
 Aim = Literal["target", "argmax"]
 
@@ -60,3 +60,12 @@ class Balance:
         log_p = views.teacher.logits.log_softmax(dim=1)
         log_mean = torch.logsumexp(log_p, dim=0) - math.log(log_p.shape[0])  # finite where p itself underflows
         return (log_mean.exp() * log_mean).sum()
+
+
+def equally(k: int, n: int, rng: torch.Generator, device: torch.device) -> Tensor:
+    """(n,) int64: all of k classes equally often, in random order, so that parts are even on average.
+
+    Fewer rows than classes are of different ones, drawn anew each time. Where k does not divide n the first n % k
+    classes come once more.
+    """
+    return torch.randperm(max(n, k), generator=rng, device=device)[:n] % k

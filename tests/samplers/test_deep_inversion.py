@@ -98,6 +98,17 @@ def test_each_part_of_the_objective_pulls(digits: tuple[Problem, Tensor]) -> Non
     assert gap(made(adaptive=20.0, one_hot=0.0)) > 1.1 * gap(made(one_hot=0.0))
 
 
+def test_fewer_rows_than_classes_aim_at_all_of_them_in_turn(make_problem: MakeProblem) -> None:
+    problem, sampler = make_problem(num_classes=10), DeepInversion(steps=1, batch=3)
+    state, seen = sampler.init(problem, 0), set()
+    for _ in range(40):
+        target = sampler.draw(state, problem, 3).target
+        assert target is not None
+        assert len(set(target.tolist())) == 3
+        seen |= set(target.tolist())
+    assert seen == set(range(10))  # one is missed with probability below 10 (0.7)^40 = 6e-6
+
+
 def test_classes_are_balanced_and_in_no_order(make_problem: MakeProblem) -> None:
     problem, sampler = make_problem(num_classes=4), DeepInversion(steps=1, batch=10)
     state = sampler.init(problem, 0)
