@@ -43,7 +43,12 @@ def test_the_demo_is_read_back_as_written() -> None:
 
 def with_defaults(name: str) -> Sampler:
     cls = find("sampler", name, SAMPLERS)
-    given = {"samplers": (Uniform(), Gaussian(std=0.1)), "data": "cifar10", "file": "g.safetensors"}
+    given = {
+        "samplers": (Uniform(), Gaussian(std=0.1)),
+        "data": "cifar10",
+        "file": "g.safetensors",
+        "folder": "pipeline",
+    }
     needed = {
         f.name: given.get(f.name, Uniform(labelling="eval"))
         for f in dataclasses.fields(cls)
