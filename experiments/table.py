@@ -2,54 +2,67 @@
 
     python -m experiments.table runs/digits
 
-One row for each sampler, best accuracy first, on the test set: mean ± sample standard deviation over seeds. What the
-teacher was asked and the seconds are means over seeds; seconds depend on what else the machine was doing.
+One row for each sampler, the best by the first column of numbers first: mean ± sample standard deviation over seeds. What
+the teacher was asked and the seconds are means over seeds; seconds depend on what else the machine was doing.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from dfkd.fidelity.metrics import METRICS
 from dfkd.results import Line, read
 
 __all__ = ["table"]
 
-METRICS = ("accuracy", "agreement", "kl")
+SHOWN = ("accuracy@test", "agreement@test", "kl@test")
+"""What a table shows where nobody says otherwise: METRIC@COLUMN of the fidelity matrix."""
+
+_SHARES = ("accuracy", "agreement", "excess_agreement", "chance_agreement")  # and all that begin so, in %
 
 
-def table(lines: list[Line], published: dict[str, Any] | None = None) -> str:
+def table(lines: list[Line], published: dict[str, Any] | None = None, shown: Sequence[str] = SHOWN) -> str:
     """published: accuracies in %, by label, for a column of their own."""
     rows = []
     for label in dict.fromkeys(line.sampler for line in lines):
-        own = [line for line in lines if line.sampler == label and line.evaluation == "test"]
-        found = {m: [line.value for line in own if line.metric == m and line.value is not None] for m in METRICS}
-        costs = [line for line in own if line.metric == "agreement"]
+        own = [line for line in lines if line.sampler == label]
+        costs = [line for line in own if line.evaluation == "test" and line.metric == "agreement"]
         images, seconds = fmean(line.teacher_images for line in costs), fmean(line.seconds for line in costs)
         bad = [line.status for line in costs if line.status != "ok"]
         status = ", ".join(f"{bad.count(one)} {one}" for one in sorted(set(bad))) or "ok"
+        found = [_values(own, one) for one in shown]
         cells = [label, "free" if own[0].data_free else "reads"]
         cells += [] if published is None else [str(published.get(label, ""))]
-        cells += [_spread(found["accuracy"], 100.0), _spread(found["agreement"], 100.0), _spread(found["kl"], 1.0)]
+        cells += [_spread(values, one) for values, one in zip(found, shown, strict=True)]
         cells += [f"{images / 1e6:.2f}", f"{seconds:.0f}", status]
-        rows.append((fmean(found["accuracy"] or [0.0]), cells))
-    head = [
-        "sampler",
-        "data",
-        *([] if published is None else ["published %"]),
-        "accuracy %",
-        "agreement %",
-        "KL (nats)",
-    ]
+        rows.append((fmean(found[0] or [0.0]), cells))
+    head = ["sampler", "data", *([] if published is None else ["published %"]), *[_named(one) for one in shown]]
     head += ["teacher images (M)", "seconds", "runs"]
     ordered = [cells for _, cells in sorted(rows, key=lambda row: -row[0])]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, ["---"] * len(head), *ordered])
 
 
-def _spread(values: list[float], factor: float) -> str:
+def _values(lines: list[Line], one: str) -> list[float]:
+    metric, _, column = one.rpartition("@")
+    return [
+        line.value for line in lines if (line.metric, line.evaluation) == (metric, column) and line.value is not None
+    ]
+
+
+def _named(one: str) -> str:
+    metric, _, column = one.rpartition("@")
+    unit = METRICS[metric].unit if metric in METRICS else "fraction"
+    name = "KL" if metric == "kl" else metric.replace("_", " ")
+    where = "" if column == "test" else f" on {column}"
+    return f"{name}{where}{' %' if metric.startswith(_SHARES) else '' if unit == 'fraction' else f' ({unit})'}"
+
+
+def _spread(values: list[float], one: str) -> str:
     if not values:
         return ""
-    digits = 2 if factor == 100.0 else 3
+    factor, digits = (100.0, 2) if one.startswith(_SHARES) else (1.0, 3)
     mean = f"{factor * fmean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {factor * stdev(values):.{digits}f}"
 

@@ -18,3 +18,23 @@ def test_the_best_come_first_with_their_spread() -> None:
         "| lost | free |  |  |  |  | 2.00 | 3 | 1 diverged |",
     ]
     assert table(lines).splitlines()[2].startswith("| high | free | 97.00 ± 1.41 |")
+
+
+def test_other_columns_are_shown_where_they_are_named() -> None:
+    def line(label: str, metric: str, column: str, value: float) -> Line:
+        return Line(label, True, 0, column, metric, value, 10, 2_000_000, 3.0)
+
+    lines = [
+        line("one", "agreement", "test", 0.5),
+        line("one", "kl", "uniform", 0.25),
+        line("one", "cka@body.1", "test", 0.75),
+    ]
+    lines += [line("two", "agreement", "test", 0.6), line("two", "kl", "uniform", 1.0)]
+    text = table(lines, shown=("kl@uniform", "agreement@test", "cka@body.1@test"))
+    assert text.splitlines()[0] == (
+        "| sampler | data | KL on uniform (nats) | agreement % | cka@body.1 | teacher images (M) | seconds | runs |"
+    )
+    assert text.splitlines()[2:] == [
+        "| two | free | 1.000 | 60.00 |  | 2.00 | 3 | ok |",
+        "| one | free | 0.250 | 50.00 | 0.750 | 2.00 | 3 | ok |",
+    ]

@@ -1,4 +1,4 @@
-"""The study on MNIST: its words, its files, and its table; on a data set of a few drawn images."""
+"""The studies that are comparisons: their words, files and tables; on data sets of a few drawn images."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import yaml
 
 from dfkd import config
 from dfkd.config import CompareConfig
-from experiments.mnist.__main__ import HERE, main
+from experiments.__main__ import HERE, main, studies
 
 
 @pytest.fixture
@@ -27,11 +27,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize("name", [file.stem for file in HERE.glob("*.yaml")])
+@pytest.mark.parametrize("name", studies())
 def test_every_size_is_a_comparison(name: str) -> None:
     """All settings are known and all samplers can be built, those that read files too."""
     study = yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8"))
-    assert {"common", "published", "sizes"} == set(study)
+    assert {"common", "sizes"} <= set(study) <= {"common", "published", "shown", "sizes"}
     for size in study["sizes"].values():
         parsed: CompareConfig = config.parse(CompareConfig, study["common"] | size)
         assert len(parsed.samplers) >= 2
@@ -41,7 +41,7 @@ def test_every_size_is_a_comparison(name: str) -> None:
 
 def test_runs_the_sizes_named_and_keeps_their_tables(folder: Path) -> None:
     words = [
-        "noise",
+        "mnist/noise",
         "steps_1000",
         "teacher_1",
         "--out",
@@ -68,10 +68,10 @@ def test_runs_the_sizes_named_and_keeps_their_tables(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "expected one of lenet5, lenet5_bn, noise first, found ''"),
-        (["lenet"], "expected one of lenet5, lenet5_bn, noise first, found 'lenet'"),
-        (["noise"], "expected one of base, .* next, found ''"),
-        (["noise", "base", "bigger"], "next, found 'bigger'"),
+        ([], "expected one of .*mnist/lenet5, mnist/lenet5_bn, mnist/noise.* first, found ''"),
+        (["lenet5"], "expected one of .*mnist/lenet5, .* first, found 'lenet5'"),
+        (["mnist/noise"], "expected one of base, .* next, found ''"),
+        (["mnist/noise", "base", "bigger"], "next, found 'bigger'"),
     ],
 )
 def test_names_what_there_is(words: list[str], said: str, folder: Path) -> None:

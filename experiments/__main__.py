@@ -1,0 +1,63 @@
+"""A study that is a comparison, or several: a YAML file in one of the folders here, at the sizes that are asked for.
+
+    python -m experiments mnist/lenet5 cpu --out runs/mnist
+    python -m experiments mnist/lenet5 cpu --out runs/mnist budget.steps=100 'seeds=[0]'
+    python -m experiments mnist/noise base steps_1000 teacher_1
+
+The first word names the file, the next ones some of its sizes; then settings of `dfkd compare` as KEY=VALUE. One
+comparison per file and size, in a folder of its own; what was begun there is continued. Prints a table in Markdown, of
+what the file says is `shown` and beside the accuracies that were `published`, and keeps it there as table.md.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dfkd import commands
+from dfkd.files import make_folder, replace_file
+from dfkd.results import read
+
+from .table import SHOWN, table
+
+HERE = Path(__file__).parent
+
+
+def studies() -> list[str]:
+    """The names of all files that are studies: those with sizes."""
+    found = [file for file in sorted(HERE.glob("*/*.yaml")) if "\nsizes:" in file.read_text(encoding="utf-8")]
+    return [f"{file.parent.name}/{file.stem}" for file in found]
+
+
+def main(words: list[str]) -> str:
+    parser = argparse.ArgumentParser(prog="experiments", description="see the first lines of this file")
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--out", type=Path, help="runs/FOLDER unless named")
+    parser.add_argument("--workers", type=int, help="processes, one thread each")
+    given = parser.parse_intermixed_args(words)
+    settings = [word for word in given.words if "=" in word]
+    study, *sizes = [word for word in given.words if "=" not in word] or [""]
+    if study not in studies():
+        raise SystemExit(f"experiments: expected one of {', '.join(studies())} first, found {study!r}")
+    described: dict[str, Any] = yaml.safe_load((HERE / f"{study}.yaml").read_text(encoding="utf-8"))
+    for size in sizes or [""]:
+        if size not in described["sizes"]:
+            raise SystemExit(f"experiments: expected one of {', '.join(described['sizes'])} next, found {size!r}")
+    folder, name = study.split("/")
+    out = given.out or Path("runs") / folder
+    make_folder(out)
+    texts = []
+    for size in sizes:
+        written, file = out / f"{name}-{size}", out / f"{name}-{size}.yaml"
+        replace_file(file, yaml.safe_dump(described["common"] | described["sizes"][size], sort_keys=False).encode())
+        commands.compare([str(file), *settings], written, given.workers, dry_run=False)
+        text = table(read(written / "results.jsonl"), described.get("published"), described.get("shown", SHOWN))
+        replace_file(written / "table.md", text.encode())
+        texts.append(f"{name} {size}\n\n{text}")
+    return "\n".join(texts)
+
+
+if __name__ == "__main__":
+    print(main(sys.argv[1:]), end="")
