@@ -2,8 +2,8 @@
 
     python -m experiments.table runs/digits
 
-One row for each sampler, the best by the first column of numbers first: mean ± sample standard deviation over seeds. What
-the teacher was asked and the seconds are means over seeds; seconds depend on what else the machine was doing.
+One row for each sampler, the best by the first column of numbers first: mean ± sample standard deviation over seeds.
+What the teacher was asked and the seconds are means over seeds; seconds depend on what else the machine was doing.
 """
 
 import sys
