@@ -153,9 +153,9 @@ FAULTS = (
     ),
     Fault(
         "squares of large maps overflow",
-        "dfkd/losses/attention.py",
-        "maps / where(zero, 1.0, largest)",
-        "maps",
+        "dfkd/losses/norms.py",
+        "x / torch.where(there, largest, 1.0), 0.0)",
+        "x, 0.0)",
         (
             "tests/dfkd/losses/test_attention.py::"
             "test_knows_neither_scale_nor_sign_nor_the_order_of_channels_and_is_zero_for_equal_maps",
@@ -208,7 +208,7 @@ FAULTS = (
     ),
     Fault(
         "a slope without bound at a root of 0",
-        "dfkd/losses/kernels.py",
+        "dfkd/losses/norms.py",
         "torch.where(square > nothing**2, square, 1.0).sqrt()",
         "square.sqrt().clamp_min(nothing)",
         (

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn, where
+from torch import Tensor, nn
 
-from dfkd.losses.features import TINY, Pairs, alike, checked_pairs, shapes_of, tapped, unit
+from dfkd.losses.features import Pairs, alike, checked_pairs, shapes_of, tapped
+from dfkd.losses.norms import TINY, direction, scaled
 from dfkd.problem import Problem
 from dfkd.types import Batch, Outputs
 
@@ -23,15 +24,13 @@ def attention_map(maps: Tensor) -> Tensor:
     """
     if maps.ndim != 4:
         raise ValueError(f"maps: expected (n, c, h, w), found {tuple(maps.shape)}")
-    largest = maps.detach().abs().amax(dim=(1, 2, 3), keepdim=True)
-    zero = largest <= TINY
-    return where(zero, 0.0, maps / where(zero, 1.0, largest)).square().mean(dim=1, keepdim=True)
+    return scaled(maps, TINY, (1, 2, 3)).square().mean(dim=1, keepdim=True)
 
 
 def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """Maps (n, c, h, w), any two c, h and w -> (n,): mean squared difference of the two unit vectors of positions."""
     ours, theirs = alike(attention_map(student), attention_map(teacher))
-    return (unit(ours.flatten(1), 1) - unit(theirs.flatten(1), 1)).square().mean(dim=1)
+    return (direction(ours.flatten(1), 1) - direction(theirs.flatten(1), 1)).square().mean(dim=1)
 
 
 @dataclass(frozen=True)

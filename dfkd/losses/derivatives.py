@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfkd.losses.features import unit
+from dfkd.losses.norms import direction
 from dfkd.losses.response import NO_TAPS
 from dfkd.problem import Problem, UnsupportedProblem
 from dfkd.rng import Stream
@@ -75,7 +75,7 @@ def class_gradient_distance(student_logits: Tensor, teacher_logits: Tensor, x: T
     v = classes.to(student_logits)
     theirs = slope(teacher_logits, x, v, learn=False).flatten(1)
     ours = slope(student_logits, x, v, learn=torch.is_grad_enabled()).flatten(1)
-    return (unit(ours, 1) - unit(theirs, 1)).square().sum(dim=1)
+    return (direction(ours, 1) - direction(theirs, 1)).square().sum(dim=1)
 
 
 def _same_shape(expected: Tensor, found: Tensor, name: str = "teacher_logits") -> None:

@@ -1,7 +1,7 @@
 """Correlations of the class probabilities in place of their equality: the order is taught, not the values.
 
 Huang, You, Wang, Qian, Xu: Knowledge Distillation from A Stronger Teacher. NeurIPS 2022. arXiv:2205.10536. Changed: a
-row or class whose probabilities are all equal has no correlation and counts as 0 where both models' are equal.
+row or class whose probabilities are all equal has no correlation: 1 for one model's, 0 for both.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from dfkd.losses.kernels import unit
+from dfkd.losses.norms import apart, unit
 from dfkd.losses.response import NO_TAPS, log_probabilities, require_temperature
 from dfkd.problem import Problem
 from dfkd.types import Batch, Outputs
@@ -28,8 +28,8 @@ def pearson_distances(
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:
-    """(m, l) twice -> (m,): half the squared distance of what varies, at norm 1: 1 - <a, b> without cancellation."""
-    return 0.5 * (_varying(a) - _varying(b)).square().sum(dim=1)
+    """(m, l) twice -> (m,): 1 - <a, b> of what varies, at norm 1."""
+    return apart(_varying(a), _varying(b), dim=1)
 
 
 def _varying(a: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
-from torch import Tensor, nn, where
+from torch import Tensor, nn
 from torch.nn import functional
 
+from dfkd.losses.norms import direction
 from dfkd.problem import Problem
 from dfkd.rng import derive, initialised
 from dfkd.types import Batch, Outputs
@@ -21,17 +22,8 @@ Distance = Literal["mse", "l1", "cosine"]
 Adapters = Literal["always", "where_needed"]
 Shape = tuple[int, ...]  # of one row
 
-TINY = 1e-12  # what is nowhere larger has no direction: it counts as zero
 _KINDS = {1: "vector", 2: "sequence", 3: "map"}
 _FITS = "a map fits a map, a vector (or a map of 1x1) a vector, a sequence one of its length"
-
-
-def unit(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """x over its Euclidean norm along dim; where x is zero it stays zero, without a gradient. Any scale is safe."""
-    largest = x.detach().abs().amax(dim=dim, keepdim=True)
-    zero = largest <= TINY
-    scaled = where(zero, 0.0, x / where(zero, 1.0, largest))  # so that squares neither over- nor underflow
-    return scaled * where(zero, 1.0, scaled.square().sum(dim=dim, keepdim=True)).rsqrt()
 
 
 def alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,7 +51,7 @@ def feature_distance(student: Tensor, teacher: Tensor, distance: Distance = "mse
         raise ValueError(f"teacher: expected features of shape {tuple(student.shape)}, found {tuple(teacher.shape)}")
     if distance == "cosine":
         channels = 2 if student.ndim == 3 else 1
-        values = 1.0 - (unit(student, channels) * unit(teacher, channels)).sum(dim=channels, keepdim=True)
+        values = 1.0 - (direction(student, channels) * direction(teacher, channels)).sum(dim=channels, keepdim=True)
     else:
         values = (student - teacher).square() if distance == "mse" else (student - teacher).abs()
     return values.flatten(1).mean(dim=1)

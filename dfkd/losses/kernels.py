@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["Diagonal", "Distance", "Family", "Kernel", "Normalise", "angle_bytes", "relate", "relation", "unit"]
+from dfkd.losses.norms import apart, scaled, unit
+
+__all__ = ["Diagonal", "Distance", "Family", "Kernel", "Normalise", "angle_bytes", "relate", "relation"]
 
 Kernel = Literal["gram", "centred_gram", "cosine", "gaussian", "distance", "angle"]
 Normalise = Literal["none", "row_l2", "row_sum", "frobenius", "correlation", "mean"]
@@ -131,25 +133,13 @@ def relate(features: Tensor, family: Family) -> Tensor:
 # -- kernels -----------------------------------------------------------------------------------------------------------
 
 
-def unit(x: Tensor, dim: int | tuple[int, ...] = 1, nothing: float = _NOTHING) -> Tensor:
-    """x over its Euclidean norm along dim. What is shorter than `nothing` stays as it is: no slope without bound."""
-    square = x.square().sum(dim=dim, keepdim=True)
-    return x / torch.where(square > nothing**2, square, 1.0).sqrt()
-
-
-def scaled(x: Tensor, nothing: float = _NOTHING) -> Tensor:
-    """x over its largest element, so that squares neither over- nor underflow: for what does not depend on scale."""
-    largest = x.detach().abs().amax()
-    return x / torch.where(largest > nothing, largest, 1.0)
-
-
 def centred(f: Tensor) -> Tensor:
     """Without the mean over rows. The centred Gram matrix H K H is the Gram matrix of these."""
     return f - f.mean(dim=0)
 
 
 def centred_and_scaled(f: Tensor) -> Tensor:
-    """Likewise at largest element 1, unless all rows are equal but for rounding."""
+    """Likewise at largest element 1; zero where all rows are equal but for rounding."""
     return scaled(centred(scaled(f)), _SAME)
 
 
@@ -278,7 +268,7 @@ def _kl(ours: Tensor, theirs: Tensor, counted: tuple[int, int]) -> Tensor:
 
 def _inner(ours: Tensor, theirs: Tensor, counted: tuple[int, int]) -> Tensor:
     del counted  # a single number for the whole
-    return 0.5 * (ours - theirs).square().sum()  # 1 - <a, b> of unit a and b, without its cancellation
+    return apart(ours, theirs, dim=(0, 1))
 
 
 _NORMALISED: dict[str, Callable[[Tensor], Tensor]] = {

@@ -4,9 +4,10 @@ No paper: a sum of such terms gives each member of an ensemble, and each source 
 weight.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,42 +23,14 @@ Side = Literal["student", "teacher"]
 Call = Callable[[Outputs, Outputs, Batch], Tensor]
 
 
-class _Part(Protocol):
-    @property
-    def loss(self) -> Loss: ...
+class _Part(ABC):
+    """What both are: a loss as it is but for what it sees."""
 
-    def through(self, call: Call, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor: ...
-
-
-class _WithAdapters(nn.Module):
-    """Called in the place of such a loss, whose own loss has trained parts."""
-
-    def __init__(self, part: _Part, adapters: nn.Module, seen: Problem, whole: Problem) -> None:
-        super().__init__()
-        self._part, self.adapters, self._seen, self._whole = part, adapters, seen, whole
-
-    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        self._seen.progress, self._seen.horizon = self._whole.progress, self._whole.horizon  # for what warms up
-        return self._part.through(self.adapters, student, teacher, batch)
-
-
-@dataclass(frozen=True)
-class At:
-    """A loss on one network inside a model, in place of that model as a whole.
-
-    path: where it stands. side: in whose model, the `student`'s or the `teacher`'s. Taps of the loss are paths inside
-    that network.
-    """
-
-    path: str
     loss: Loss
-    side: Side = "student"
 
-    @property
-    def needs(self) -> Mapping[str, tuple[str, ...]]:
-        taps = {who: tuple(self.loss.needs.get(who, ())) for who in NO_TAPS}
-        taps[self.side] = (self.path, *(f"{self.path}.{tap}" for tap in taps[self.side]))
-        return taps
+    @abstractmethod
+    def through(self, call: Call, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
+        """What `call`, the loss or its adapters, makes of the part: (n,)."""
 
     @property
     def input_grad(self) -> bool:
@@ -73,7 +46,41 @@ class At:
 
     @property
     def uses_teacher(self) -> bool:
-        return _uses_teacher(self.loss)
+        return getattr(self.loss, "uses_teacher", True)  # as an objective takes a loss that does not say so
+
+    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
+        return self.through(self.loss, student, teacher, batch)
+
+
+class _WithAdapters(nn.Module):
+    """Called in the place of such a loss, whose own loss has trained parts."""
+
+    def __init__(self, part: _Part, adapters: nn.Module, seen: Problem, whole: Problem) -> None:
+        super().__init__()
+        self._part, self.adapters, self._seen, self._whole = part, adapters, seen, whole
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        self._seen.progress, self._seen.horizon = self._whole.progress, self._whole.horizon  # for what warms up
+        return self._part.through(self.adapters, student, teacher, batch)
+
+
+@dataclass(frozen=True)
+class At(_Part):
+    """A loss on one network inside a model, in place of that model as a whole.
+
+    path: where it stands. side: in whose model, the `student`'s or the `teacher`'s. Taps of the loss are paths inside
+    that network.
+    """
+
+    path: str
+    loss: Loss
+    side: Side = "student"
+
+    @property
+    def needs(self) -> Mapping[str, tuple[str, ...]]:
+        taps = {who: tuple(self.loss.needs.get(who, ())) for who in NO_TAPS}
+        taps[self.side] = (self.path, *(f"{self.path}.{tap}" for tap in taps[self.side]))
+        return taps
 
     def init(self, problem: Problem, seed: int) -> nn.Module | None:
         """What the loss would train were that network the whole model. ValueError where there is none at the path."""
@@ -98,12 +105,9 @@ class At:
             return call(self.seen(student), teacher, batch)
         return call(student, self.seen(teacher), batch)
 
-    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
-        return self.through(self.loss, student, teacher, batch)
-
 
 @dataclass(frozen=True)
-class OfSources:
+class OfSources(_Part):
     """A loss on the rows of some parts of a mixture: 0 on all others, so that its mean is over all rows.
 
     sources: the parts' places, from 0. A loss whose rows depend on one another sees those rows alone.
@@ -123,22 +127,6 @@ class OfSources:
     def needs(self) -> Mapping[str, tuple[str, ...]]:
         return self.loss.needs
 
-    @property
-    def input_grad(self) -> bool:
-        return self.loss.input_grad
-
-    @property
-    def scale(self) -> float:
-        return self.loss.scale
-
-    @property
-    def coupled(self) -> bool:
-        return self.loss.coupled
-
-    @property
-    def uses_teacher(self) -> bool:
-        return _uses_teacher(self.loss)
-
     def init(self, problem: Problem, seed: int) -> nn.Module | None:
         adapters = self.loss.init(problem, seed)
         return None if adapters is None else _WithAdapters(self, adapters, problem, problem)
@@ -147,7 +135,7 @@ class OfSources:
         """What `call`, the loss or its adapters, makes of these rows: (n,), 0 elsewhere."""
         if batch.source is None:
             raise ValueError("sources: expected inputs from several parts, such as a mixture's, found no sources")
-        here = torch.isin(batch.source, torch.tensor(self.sources, device=batch.source.device))
+        here = torch.stack([batch.source == place for place in self.sources]).any(dim=0)  # no table to send to a device
         if not self.loss.coupled:
             return torch.where(here, call(student, teacher, batch), 0.0)
         values = student.logits.new_zeros(len(batch))
@@ -156,9 +144,6 @@ class OfSources:
             return values
         some = call(_rows(student, index), _rows(teacher, index), _some(batch, index))
         return values.index_put((index,), some.to(values.dtype))
-
-    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
-        return self.through(self.loss, student, teacher, batch)
 
 
 def _rows(outputs: Outputs, index: Tensor) -> Outputs:
@@ -171,10 +156,6 @@ def _some(batch: Batch, index: Tensor) -> Batch:
     columns = {name: getattr(batch, name) for name in ("y", "target", "weight", "source")}
     columns = {name: None if value is None else value[index] for name, value in columns.items()}
     return Batch(batch.x[index], **columns)
-
-
-def _uses_teacher(loss: Loss) -> bool:
-    return getattr(loss, "uses_teacher", True)  # as an objective takes a loss that does not say so
 
 
 def check_sources(losses: Mapping[str, tuple[float, Loss]], sampler: Sampler) -> None:

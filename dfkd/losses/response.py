@@ -197,7 +197,7 @@ class LogitMSE:
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
         del batch
         same_shape(student.logits, teacher.logits)
-        return (student.logits.float() - teacher.logits.float()).square().sum(dim=1)
+        return (widened(student.logits) - widened(teacher.logits)).square().sum(dim=1)
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ class LogitL1:
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
         del batch
         same_shape(student.logits, teacher.logits)
-        return (student.logits.float() - teacher.logits.float()).abs().sum(dim=1)
+        return (widened(student.logits) - widened(teacher.logits)).abs().sum(dim=1)
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ class HardLabel:
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
         del batch
         same_shape(student.logits, teacher.logits)
-        return functional.cross_entropy(student.logits.float(), teacher.logits.argmax(dim=1), reduction="none")
+        return functional.cross_entropy(widened(student.logits), teacher.logits.argmax(dim=1), reduction="none")
 
 
 @dataclass(frozen=True)
@@ -290,9 +290,9 @@ class LabelCrossEntropy:
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
         del teacher
         y = batch.require_y(self.name)
-        logits = student.logits.float()
+        logits = widened(student.logits)
         if y.ndim == 2:
             if y.shape != logits.shape:
                 raise ValueError(f"y: expected shape {tuple(logits.shape)}, found {tuple(y.shape)}")
-            return -(y.float() * logits.log_softmax(dim=1)).sum(dim=1)
+            return -(y.to(logits) * logits.log_softmax(dim=1)).sum(dim=1)
         return functional.cross_entropy(logits, y, reduction="none")

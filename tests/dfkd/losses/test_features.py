@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from dfkd import config
 from dfkd.losses import Features, feature_distance
-from dfkd.losses.features import Adapted, alike, unit
+from dfkd.losses.features import Adapted, alike
+from dfkd.losses.norms import direction
 from dfkd.problem import Probe, Problem
 from dfkd.rng import initialised
 from dfkd.types import Batch, InputSpec, Outputs
@@ -98,7 +99,7 @@ def test_the_cosine_knows_no_scale() -> None:
 
 def test_zero_vectors_have_no_direction_and_no_gradient() -> None:
     x = torch.stack([torch.zeros(4), torch.ones(4)]).requires_grad_(True)
-    made = unit(x, 1)
+    made = direction(x, 1)
     assert torch.equal(made.detach(), torch.stack([torch.zeros(4), torch.full((4,), 0.5)]))
     (slope,) = torch.autograd.grad(made[:, 0].sum(), x)
     assert torch.equal(slope[0], torch.zeros(4))

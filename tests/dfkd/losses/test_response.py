@@ -23,6 +23,7 @@ from dfkd.losses import (
     reverse_kl_nats,
     standardised,
 )
+from dfkd.registry import LOSSES, find
 from dfkd.types import Batch, Outputs
 
 N, K = 5, 7
@@ -237,3 +238,14 @@ def test_true_labels_are_never_made_up() -> None:
 def test_refuses_a_temperature_that_is_none(loss: Callable[[float], object], temperature: float) -> None:
     with pytest.raises(ValueError, match="temperature: expected a number > 0"):
         loss(temperature)
+
+
+@pytest.mark.parametrize("name", ["logit_mse", "logit_l1", "hard_label", "label_ce"])
+def test_double_precision_stays_double(name: str) -> None:
+    """Else finite differences of them, and scores in float64, would be those of rounded logits."""
+    student, teacher = (Outputs(logits.double()) for logits in (STUDENT, TEACHER))
+    batch = Batch(torch.zeros(len(STUDENT), 1, 1, 1), y=STUDENT.double().softmax(dim=1))
+    loss = find("loss", name, LOSSES)()
+    assert loss(student, teacher, batch).dtype == torch.float64
+    leaf = STUDENT.double().requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda s: loss(Outputs(s), teacher, batch), (leaf,))
