@@ -58,8 +58,9 @@ class TeacherConfig:
     model: a registry name, `package.module:function` or `torchvision:NAME`; options: what it is built with. weights: a
     .safetensors file or a `weights_only` state dict; a file that dfkd saved names model, shape and classes itself.
     normalise: `auto` (what the file says, else the model's own convention), `none`, a known name or
-    [[mean...], [std...]]. data: a source of images; size: they are resized to it. shape and classes: the input where
-    no data says so. seed, budget, optimiser, crop, flip: how it is trained where there are no weights. members: an
+    [[mean...], [std...]]. data: a source of images; size: they are resized to it; limit: on how many it is trained, the
+    first of a fixed permutation, null for all. shape and classes: the input where no data says so. seed, budget,
+    optimiser, crop, flip: how it is trained where there are no weights. members: an
     ensemble of teachers, for each a weights file or what it has other than this one, such as {seed: 1}; rule: how they
     are combined, mean_prob, mean_tempered (at this temperature, which is to be the loss's) or mean_logit.
     """
@@ -78,12 +79,15 @@ class TeacherConfig:
     crop: int = 0
     flip: bool = False
     # not written, nor part of what a training is known by, where there are none: what was begun without them goes on
+    limit: int | None = field(default=None, repr=False, metadata={"unless": None})
     members: tuple[Any, ...] = field(default=(), repr=False, metadata={"unless": ()})
     rule: str = field(default="mean_prob", repr=False, metadata={"unless": "mean_prob"})
     temperature: float | None = field(default=None, repr=False, metadata={"unless": None})
 
     def __post_init__(self) -> None:
         check_rule(self.rule, self.temperature)
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit: expected an integer >= 1, found {self.limit!r}")
         if self.members and self.weights is not None:
             raise ValueError("weights: expected none beside members, which have their own")
         if not self.members and (self.rule, self.temperature) != ("mean_prob", None):

@@ -111,12 +111,12 @@ def _train(
     model, data = teacher.model, teacher.data
     assert model is not None  # checked
     assert data is not None  # likewise
-    digest = load(data, size=teacher.size).digest
+    digest = load(data, size=teacher.size, limit=teacher.limit).digest
     normalise, said = _normalise(teacher.normalise, model, None, where)
     fresh = partial(models.load_teacher, model, spec, normalise=normalise, **teacher.options)
     with _at(where):
         fresh()  # a misspelt name or option is found before anything is said
-        sampler = find("sampler", "real", SAMPLERS)(data=data, size=teacher.size)
+        sampler = find("sampler", "real", SAMPLERS)(data=data, size=teacher.size, limit=teacher.limit)
         if teacher.crop or teacher.flip:
             sampler = find("sampler", "augmented", SAMPLERS)(base=sampler, crop=teacher.crop, flip=teacher.flip)
     say(f"{where}: training {model} on {data} ({teacher.budget.steps} steps)")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,6 +16,7 @@ import dfkd
 from dfkd import models
 from dfkd.commands import _same_model
 from dfkd.config import DistillConfig, TeacherConfig, dump, parse
+from dfkd.data import load
 from dfkd.losses import kl_nats
 from dfkd.problem import Probe
 from dfkd.resolve import another, teacher_of, teacher_spec
@@ -245,6 +247,28 @@ def test_trained_here_each_with_its_own_seed(quadrants: Path, tmp_path: Path) ->
     assert torch.equal(module(x), Ensemble(alone)(x))
     assert [path.name for path in tmp_path.iterdir()] == ["teacher.safetensors"]  # no checkpoint is left
     assert torch.equal(teacher_of(config, file, "teacher")(x), module(x))
+
+
+def test_trained_on_no_more_rows_than_the_limit(quadrants: Path, tmp_path: Path) -> None:
+    few = load(quadrants, limit=8)
+    assert few.train.y is not None
+    assert few.test.y is not None
+    arrays = {"x_train": few.train.x, "y_train": few.train.y, "x_test": few.test.x, "y_test": few.test.y}
+    classes = np.array(few.spec.class_names)
+    np.savez(
+        tmp_path / "few.npz",
+        allow_pickle=False,
+        classes=classes,
+        **{name: value[:, 0].numpy() if value.ndim == 4 else value.numpy() for name, value in arrays.items()},
+    )
+    config, x = settings(**TRAINED, data=str(quadrants), limit=8), torch.rand(3, *SPEC.shape)
+    limited = teacher_of(config, None, "teacher")(x)
+    assert torch.equal(limited, teacher_of(settings(**TRAINED, data=str(tmp_path / "few.npz")), None, "teacher")(x))
+    assert not torch.equal(limited, teacher_of(settings(**TRAINED, data=str(quadrants)), None, "teacher")(x))
+    assert dump(config)["limit"] == 8
+    assert "limit" not in dump(settings(**TRAINED))  # older folders go on
+    with pytest.raises(ValueError, match=r"limit: expected an integer >= 1, found 0"):
+        settings(limit=0)
 
 
 def test_a_member_that_is_done_is_not_trained_again(
