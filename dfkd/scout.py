@@ -9,7 +9,9 @@ data lay, and differ; each of the three is there without the others (noise diffe
 The score has no constants: the share of the other samplers that one beats, ties counting half, averaged over the three.
 Class entropies that so few rows cannot tell apart, nearer than the bias (k - 1) / 2n of their estimate, are ties. The
 teacher's confidence and the change of its mean prediction between batches are shown beside it and not used: noise that
-is always the same class with certainty is best in both.
+is always the same class with certainty is best in both. Nor are the share of rows that lie within one small step of
+another class (all is inside one class: nothing is taught of the boundaries; all on a boundary: of nothing else) and how
+fast the images' power falls with frequency (photographs: -2, white noise: 0): neither has a better end.
 What it does not see: how hard the inputs are to learn from, what a search against a student that learns would add, and
 what a generator becomes after the few rounds that it is given here.
 """
@@ -240,6 +242,8 @@ _COLUMNS = (
     ("feature_rank", "variety", "how many different rows the teacher's last features amount to"),
     ("mean_confidence", "sure", "the teacher's mean confidence; no part of the score"),
     ("mean_prediction_spread", "change", "of the mean prediction from batch to batch; no part of the score"),
+    ("boundary_share", "edge", "rows that one step of 2/255 takes to another class; no part of the score"),
+    ("spectral_slope", "slope", "of the pixels' ln power over ln frequency, 0 for white noise; no part of the score"),
 )
 
 
@@ -247,10 +251,10 @@ def table(found: Sequence[Scouted]) -> str:
     """Plain text: the ranking, what the columns mean, and what cannot be used and why."""
     width = max([7, *(len(one.label) for one in found)])
     usable = [one for one in found if one.reason is None]
-    heads = "".join(f"{head:>11s}" for _, head, _ in _COLUMNS)
+    heads = "".join(f"{head:>10s}" for _, head, _ in _COLUMNS)
     lines = [f"{'':3s} {'sampler':{width}s} data  score{heads}{'images':>9s}{'time':>9s}"]
     for place, one in enumerate(usable, 1):
-        cells = "".join(f"{_number(one.values.get(name)):>11s}" for name, _, _ in _COLUMNS)
+        cells = "".join(f"{_number(one.values.get(name)):>10s}" for name, _, _ in _COLUMNS)
         data = "free " if one.data_free else "reads"
         follows = "*" if one.learned else " "
         lines.append(

@@ -5,7 +5,8 @@ the stored BatchNorm statistics). Wang et al.: What Makes a "Good" Data Augmenta
 Statistical Perspective. 2020. arXiv:2012.02909 (the spread of the mean prediction; over batches is this project's
 reading). Frank, Davis: What Makes a Good Dataset for Knowledge Distillation? 2024. arXiv:2411.12817 (the entropy of the
 histogram of classes). Friedman, Dieng: The Vendi Score: A Diversity Evaluation Metric for Machine Learning. 2022.
-arXiv:2210.02410 (how many different rows there are; here of the teacher's last features, by their cosines). Changed:
+arXiv:2210.02410 (how many different rows there are; here of the teacher's last features, by their cosines). How near
+rows are to where the teacher changes its mind, and how rough images are, is in boundary.py and spectrum.py. Changed:
 distances are in the standard deviations that a layer divides by, so that they compare across layers and teachers.
 """
 
@@ -18,8 +19,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from dfkd.fidelity.boundary import boundary_share
 from dfkd.fidelity.columns import chunks
 from dfkd.fidelity.metrics import Metric
+from dfkd.fidelity.spectrum import spectral_slope
 from dfkd.pixels import to_pixels
 from dfkd.problem import BatchNormInput, Probe
 from dfkd.types import BatchNormMode, InputSpec, Labelling, whole
@@ -37,8 +40,10 @@ DIAGNOSTICS: Final[Mapping[str, Metric]] = {
     "feature_rank": Metric(
         "how many rows that differ in direction the teacher's last features amount to", True, "rows"
     ),
+    "boundary_share": Metric("rows whose class one step of 2/255 of the box in every pixel turns over", None),
     "pixel_mean": Metric("mean pixel", None, "pixels"),
     "pixel_std": Metric("standard deviation of the pixels", None, "pixels"),
+    "spectral_slope": Metric("slope of ln power over ln frequency: -2 photographs, 0 white noise", None, ""),
 }
 
 
@@ -82,8 +87,10 @@ def diagnose(
         "batchnorm_shift": sum(layer.shift for layer in layers) / len(layers) if layers else None,
         "batchnorm_gauss": sum(layer.gauss for layer in layers) / len(layers) if layers else None,
         "feature_rank": None if features is None else _rank(features),
+        "boundary_share": boundary_share(teacher, x, spec, runs, batch),
         "pixel_mean": float(pixels.mean()),  # sync
         "pixel_std": float(pixels.std(correction=0)),  # sync
+        "spectral_slope": spectral_slope(pixels),
     }
     return Diagnosis(values, layers)
 

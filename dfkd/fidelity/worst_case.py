@@ -18,7 +18,7 @@ from dfkd.problem import Probe
 from dfkd.rng import derive
 from dfkd.types import whole
 
-__all__ = ["worst_case", "worst_case_column"]
+__all__ = ["searching", "worst_case", "worst_case_column"]
 
 
 def worst_case(
@@ -48,7 +48,7 @@ def worst_case(
     device, radius = teacher.device, epsilon * teacher.spec.span
     generator = torch.Generator(device=device).manual_seed(derive(seed, "worst_case"))
     found = []
-    with _asked(teacher, student):
+    with searching(teacher, student):
         for part in x.split(batch):
             centre = part.to(device).float()
             best, height = centre, _gap(teacher, student, centre)
@@ -109,7 +109,7 @@ def _better(best: Tensor, height: Tensor, x: Tensor, gap: Tensor) -> tuple[Tenso
 
 
 @contextmanager
-def _asked(*probes: Probe) -> Iterator[None]:
+def searching(*probes: Probe) -> Iterator[None]:
     """Inside, the models are frozen, answer in float32 and count under "evaluate"."""
     precisions = [probe.precision for probe in probes]
     with ExitStack() as stack:

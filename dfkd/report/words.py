@@ -94,8 +94,10 @@ DIAGNOSTICS: dict[str, tuple[str, str]] = {
     "batchnorm_shift": ("BatchNorm shift", "distance of the batch means from the stored ones, in stored deviations"),
     "batchnorm_gauss": ("BatchNorm divergence", "KL of two normal distributions per channel, in nats"),
     "feature_rank": ("different rows", "how many different rows the teacher's last features amount to"),
+    "boundary_share": ("near a boundary", "rows that one step of 2/255 in every pixel takes to another class"),
     "pixel_mean": ("pixel mean", "mean pixel"),
     "pixel_std": ("pixel deviation", "standard deviation of the pixels"),
+    "spectral_slope": ("spectral slope", "of ln power over ln frequency: about -2 for photographs, 0 for white noise"),
 }
 
 

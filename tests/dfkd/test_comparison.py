@@ -548,8 +548,8 @@ def test_what_the_teacher_is_asked_to_judge_is_counted(done: Path) -> None:
     assert all(line["evaluate_forward"] == found[line["sampler"], line["seed"]] for line in results(done))
     scoring = 24 + 24 + 20 + 3 * 20 + 24 * (1 + 2 + 1) + 24
     scoring += 20 + 24 + 80
-    assert found["real", 0] == found["real", 1] == scoring + 20
-    assert found["inverted", 0] >= scoring + 20
+    assert found["real", 0] == found["real", 1] == scoring + 20 + 2 * 20
+    assert found["inverted", 0] >= scoring + 20 + 2 * 20
 
 
 def test_rows_that_stand_for_all_are_of_every_class(tmp_path: Path, network: Network) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -117,6 +117,22 @@ def test_what_is_like_the_data_is_before_one_image_over_and_over(network: Networ
     assert worst.values["histogram_entropy"] == 0.0
     assert (best.values["batchnorm_gauss"] or 0.0) < 0.1 < (worst.values["batchnorm_gauss"] or 0.0)
     assert [layer.name for layer in best.layers] == ["bn1", "bn2", "bn3"]
+
+
+def test_edge_and_slope_are_shown_and_decide_nothing(network: Network) -> None:
+    """White noise has no slope; one image over and over, flat, has none that could be said."""
+    lines = look(network, {"same": Toy(), "uniform": Uniform()})
+    white = next(one for one in lines if one.label == "uniform")
+    slope, edge = white.values["spectral_slope"], white.values["boundary_share"]
+    assert slope == pytest.approx(0.0, abs=0.25)
+    assert edge is not None
+    head, *rows = table(lines).splitlines()[:3]
+    assert head.split()[-4:] == ["edge", "slope", "images", "time"]
+    shown = {row.split()[1]: row.split()[-5:-3] for row in rows}
+    assert shown["uniform"] == [f"{edge:.3g}", f"{slope:.3g}"]
+    assert shown["same"][1] == "-"
+    turned = [replace(one, values={**one.values, "spectral_slope": 9.0, "boundary_share": 0.0}) for one in lines]
+    assert [(one.label, one.score) for one in ranked(turned)] == [(one.label, one.score) for one in ranked(lines)]
 
 
 def test_what_cannot_be_used_is_listed_with_its_reason(network: Network) -> None:

@@ -100,7 +100,7 @@ def test_the_distance_to_what_is_stored_is_that_of_eval(teacher: Probe, spec: In
     stored = diagnose(teacher, dark, spec, batch=10)
     for found, expected in zip(mixed.layers, stored.layers, strict=True):
         assert (found.shift, found.gauss) == pytest.approx((expected.shift, expected.gauss), rel=1e-5)
-    assert teacher.counts["evaluate"]["forward"] == 20 + 50 + 50
+    assert teacher.counts["evaluate"]["forward"] == 20 + 50 + 50 + 2 * (50 + 50)
 
 
 def test_one_batch_no_batchnorm_and_the_count(plain: Probe, teacher: Probe, spec: InputSpec) -> None:
@@ -109,7 +109,7 @@ def test_one_batch_no_batchnorm_and_the_count(plain: Probe, teacher: Probe, spec
     assert values["batchnorm_gauss"] is None
     assert values["mean_prediction_spread"] is None
     diagnose(teacher, X, spec, batch=7)
-    assert teacher.counts["evaluate"] == {"forward": 50, "backward": 0}
+    assert teacher.counts["evaluate"] == {"forward": 50 + 2 * 50, "backward": 50}
     assert teacher.images == 0
     assert all(not module._forward_pre_hooks for module in teacher.module.modules())
     with pytest.raises(ValueError, match="labelling: expected runs that add up to 50 rows"):
