@@ -467,7 +467,11 @@ def _named(spec: Any, where: str) -> tuple[str, dict[str, Any]]:
         ((name, options),) = spec.items()
         if options is None or isinstance(options, Mapping):
             return str(name), dict(options or {})
-    raise ValueError(f"{where}: expected a name or {{name: {{option: value}}}}, found {spec!r}")
+    hint = ""
+    if isinstance(spec, Mapping) and len(spec) > 1:  # an option beside the name instead of under it
+        name, option = list(spec)[:2]
+        hint = f"; its options stand under its name: {where}.{name}.{option}"
+    raise ValueError(f"{where}: expected a name or {{name: {{option: value}}}}, found {spec!r}{hint}")
 
 
 def _user_class(reference: str, where: str) -> Any:

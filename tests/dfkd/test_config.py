@@ -259,6 +259,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"samplers": [{"uniform": {"labelling": "evl"}}]}, r"^samplers\[0\].uniform.labelling: expected one of .*'evl'$"),
     ({"samplers": "uniform"}, r"^samplers: expected a list of samplers, found 'uniform'$"),
     ({"samplers": []}, r"^samplers: expected at least one sampler, found none$"),
+    (
+        {"samplers": [{"gaussian": {}, "std": 0.5}]},
+        r"^samplers\[0\]: expected a name or .*; its options stand under its name: samplers\[0\].gaussian.std$",
+    ),
     ({"samplers": [3]}, r"^samplers\[0\]: expected a name or .*found 3$"),
     ({"samplers": [{"uniform": 3}]}, r"^samplers\[0\]: expected a name or .*found \{'uniform': 3\}$"),
     ({"samplers": [{"uniform": {"label": 3}}]}, r"^samplers\[0\].uniform.label: expected text, found 3$"),
