@@ -32,27 +32,26 @@ def table(lines: list[Line], published: dict[str, Any] | None = None, shown: Seq
         images, seconds = fmean(line.teacher_images for line in costs), fmean(line.seconds for line in costs)
         bad = [line.status for line in costs if line.status != "ok"]
         status = ", ".join(f"{bad.count(one)} {one}" for one in sorted(set(bad))) or "ok"
-        found = [_values(own, one) for one in shown]
+        found = [[line.value for line in own if _place(line) == one and line.value is not None] for one in shown]
         cells = [label, "free" if own[0].data_free else "reads"]
         cells += [] if published is None else [str(published.get(label, ""))]
         cells += [_spread(values, one) for values, one in zip(found, shown, strict=True)]
         cells += [f"{images / 1e6:.2f}", f"{seconds:.0f}", status]
         rows.append((fmean(found[0] or [0.0]), cells))
-    head = ["sampler", "data", *([] if published is None else ["published %"]), *[_named(one) for one in shown]]
+    head = ["sampler", "data", *([] if published is None else ["published %"]), *[_named(one, lines) for one in shown]]
     head += ["teacher images (M)", "seconds", "runs"]
     ordered = [cells for _, cells in sorted(rows, key=lambda row: -row[0])]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, ["---"] * len(head), *ordered])
 
 
-def _values(lines: list[Line], one: str) -> list[float]:
-    metric, _, column = one.rpartition("@")
-    return [
-        line.value for line in lines if (line.metric, line.evaluation) == (metric, column) and line.value is not None
-    ]
+def _place(line: Line) -> str:
+    return f"{line.metric}@{line.evaluation}"
 
 
-def _named(one: str) -> str:
-    metric, _, column = one.rpartition("@")
+def _named(one: str, lines: list[Line]) -> str:
+    # metrics and columns may have an @ in their names, so what was scored says where the two meet
+    places = {_place(line): (line.metric, line.evaluation) for line in lines}
+    metric, column = places.get(one) or (one.rpartition("@")[0], one.rpartition("@")[2])
     unit = METRICS[metric].unit if metric in METRICS else "fraction"
     name = "KL" if metric == "kl" else metric.replace("_", " ")
     where = "" if column == "test" else f" on {column}"

@@ -30,11 +30,13 @@ def test_other_columns_are_shown_where_they_are_named() -> None:
         line("one", "cka@body.1", "test", 0.75),
     ]
     lines += [line("two", "agreement", "test", 0.6), line("two", "kl", "uniform", 1.0)]
-    text = table(lines, shown=("kl@uniform", "agreement@test", "cka@body.1@test"))
+    lines += [line("two", "agreement", "noise@3", 0.125)]
+    text = table(lines, shown=("kl@uniform", "agreement@test", "cka@body.1@test", "agreement@noise@3"))
     assert text.splitlines()[0] == (
-        "| sampler | data | KL on uniform (nats) | agreement % | cka@body.1 | teacher images (M) | seconds | runs |"
+        "| sampler | data | KL on uniform (nats) | agreement % | cka@body.1 | agreement on noise@3 % "
+        "| teacher images (M) | seconds | runs |"
     )
     assert text.splitlines()[2:] == [
-        "| two | free | 1.000 | 60.00 |  | 2.00 | 3 | ok |",
-        "| one | free | 0.250 | 50.00 | 0.750 | 2.00 | 3 | ok |",
+        "| two | free | 1.000 | 60.00 |  | 12.50 | 2.00 | 3 | ok |",
+        "| one | free | 0.250 | 50.00 | 0.750 |  | 2.00 | 3 | ok |",
     ]
