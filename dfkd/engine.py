@@ -73,6 +73,7 @@ def train(
     monitor: Monitor | None = None,
     signal: Signal | None = None,
     stop: Stop | None = None,
+    begin: Callable[[Any], None] | None = None,
     log_points: int = 20,
     show_progress: bool = False,
 ) -> Training:
@@ -81,6 +82,8 @@ def train(
     student_batchnorm: `train` (the batch's statistics, stored ones follow) or `fixed` (stored ones, never moved).
     monitor: called at log points; what it returns joins the curve, its time and images do not count. signal: likewise,
     given the sampler's state, which it leaves as it was; its values called `signal_...` are what `stop` looks at.
+    begin: called with the sampler's state before the first step, not where a checkpoint is continued; what it draws is
+    the run's, and what it makes of the student is where the run starts.
     """
     if student_batchnorm not in ("train", "fixed"):
         raise ValueError(f"student_batchnorm: expected train or fixed, found {student_batchnorm!r}")
@@ -103,8 +106,10 @@ def train(
         stack.enter_context(problem.student.counting("synthesise"))
         bar = Bar(sampler.name, show_progress)
         stack.callback(bar.close)
-        run = _Run(problem, sampler, objective, budget, optimiser, seed, log_points, monitor, signal, stop)
-        if checkpoint is not None and checkpoint.exists():
+        continued = checkpoint is not None and checkpoint.exists()
+        begin = None if continued else begin
+        run = _Run(problem, sampler, objective, budget, optimiser, seed, log_points, monitor, signal, stop, begin)
+        if checkpoint is not None and continued:
             run.load_state_dict(files.load(checkpoint, identity, problem.device))
 
         def save() -> None:
@@ -173,6 +178,7 @@ class _Run:
         monitor: Monitor | None,
         signal: Signal | None,
         stop: Stop | None,
+        begin: Callable[[Any], None] | None,
     ) -> None:
         self._problem, self._sampler, self._objective, self._budget = problem, sampler, objective, budget
         self._settings, self._log_points, self._monitor = optimiser, log_points, monitor
@@ -203,6 +209,8 @@ class _Run:
         self._advance()
         self._watch.start()
         self._state = sampler.init(problem, derive(seed, "sampler"))
+        if begin is not None:
+            begin(self._state)
         self._watch.stop()
         self._good = _snapshot(self._student)
         self._advance()

@@ -21,8 +21,8 @@ class FromTeacher:
     """A student with share x teacher + (1 - share) x fresh weights: wherever a student is asked for.
 
     student: a name, a factory or a module, of the teacher's architecture. share: in [0, 1]; at 1 it is the teacher, bit
-    for bit. What BatchNorm has stored is blended too. That fits no network in between: in training it follows the
-    batches and is forgotten within some fifty steps, so it may not be held fixed there.
+    for bit. What BatchNorm has stored is blended too, which fits no network in between: `distill` estimates it anew on
+    the first draws of the sampler before the first step.
     """
 
     student: "str | StudentFactory | nn.Module"

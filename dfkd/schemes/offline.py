@@ -7,6 +7,7 @@ Beyer et al.: Knowledge Distillation: A Good Teacher Is Patient and Consistent. 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dfkd.losses.parts import check_sources
 from dfkd.problem import Probe, Problem
 from dfkd.rng import derive, initialised
 from dfkd.schemes.from_teacher import FromTeacher, blend, moves_statistics
+from dfkd.schemes.statistics import estimate_statistics
 from dfkd.schemes.together import Together
 from dfkd.types import InputSpec, as_device
 
@@ -127,19 +129,16 @@ def distill(
     the student that is kept is the result.
     """
     objective = objective or combine({"kl": (1.0, KL(temperature=4.0))})
+    budget = budget or Budget(steps=2000)
     check_sources(objective.terms, sampler)
     scheme = student.scheme if isinstance(student, Together) else None
     if scheme is not None:
         objective, identity = scheme.objective(objective), f"{identity}/{scheme!r}"
     trained = make_trained(student, spec, seed, teacher)
-    start = student.student if isinstance(student, Together) else student
+    start, anew = student.student if isinstance(student, Together) else student, False
     if isinstance(start, FromTeacher):
         identity = f"{identity}/from teacher {start.share}"
-        if student_batchnorm == "fixed" and moves_statistics(trained, start.share):
-            raise ValueError(
-                f"student_batchnorm: expected train with a student at {start.share} of its teacher, whose stored "
-                "statistics are those of no network, found fixed"
-            )
+        anew = moves_statistics(trained, start.share)
     problem = make_problem(
         teacher,
         trained,
@@ -156,7 +155,7 @@ def distill(
             problem,
             sampler,
             objective,
-            budget or Budget(steps=2000),
+            budget,
             optimiser or Optimiser(),
             seed,
             student_batchnorm=student_batchnorm,
@@ -165,6 +164,7 @@ def distill(
             monitor=watch,
             signal=listen,
             stop=stop,
+            begin=partial(estimate_statistics, problem, sampler, batch=budget.batch) if anew else None,
             show_progress=show_progress,
         )
     if scheme is not None:

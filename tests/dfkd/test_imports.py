@@ -37,7 +37,7 @@ MAY: dict[str, set[str]] = {
     "results": CORE,
     "evaluate": CORE | {"fidelity"},
     **dict.fromkeys(RUN, CORE | RUN | {"losses"}),
-    "schemes": CORE | RUN | {"losses", "models"},
+    "schemes": CORE | RUN | {"losses", "models", "fidelity"},
     "report": CORE | {"results", "fidelity"},
     **dict.fromkeys(COMPARE, CORE | RUN | COMPARE | SINGLE),
     **dict.fromkeys(WORDS, CORE | RUN | COMPARE | SINGLE | WORDS),

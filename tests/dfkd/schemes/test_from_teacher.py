@@ -4,6 +4,7 @@ import os
 import pickle
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,17 @@ from torch import Tensor, nn
 
 import dfkd
 from dfkd import Budget, Evaluation, models
+from dfkd.fidelity import recalibrated
 from dfkd.problem import Problem
-from dfkd.rng import initialised
+from dfkd.rng import derive, initialised
 from dfkd.schemes import Ensemble, FromTeacher, Together
+from dfkd.schemes.mean_teacher import MeanTeacher
 from dfkd.schemes.mutual import Mutual
-from dfkd.schemes.offline import make_student, make_trained
-from dfkd.types import InputSpec
-from samplers import Uniform
+from dfkd.schemes.offline import make_problem, make_student, make_trained
+from dfkd.schemes.one import ONE
+from dfkd.schemes.statistics import estimate_statistics
+from dfkd.types import Batch, InputSpec
+from samplers import Pooled, Uniform
 
 SPEC = InputSpec((1, 8, 8), 4)
 Command = Callable[..., Any]
@@ -144,12 +149,71 @@ def test_the_nearer_the_start_the_nearer_the_student() -> None:
     assert apart[2] < 0.1 * apart[1] < 0.1 * apart[0]
 
 
-def test_statistics_of_no_network_are_not_held_fixed() -> None:
-    message = "student_batchnorm: expected train with a student at 0.5 of its teacher, .* found fixed"
-    with pytest.raises(ValueError, match=message):
-        distilled(0.5, student_batchnorm="fixed")
-    for share, norm in ((1.0, "batch"), (0.5, "group")):
-        assert distilled(share, norm=norm, student_batchnorm="fixed").training.status == "ok"
+STILL: dict[str, Any] = {"optimiser": dfkd.Optimiser(learning_rate=1e-12), "student_batchnorm": "fixed"}
+FIRST = 512  # rows that the statistics are of, in draws of 8
+
+
+def stored(module: nn.Module) -> dict[str, Tensor]:
+    return {key: value for key, value in module.state_dict().items() if "running" in key}
+
+
+@pytest.mark.parametrize("scheme", [None, Mutual(), MeanTeacher(), MeanTeacher(keeps="online"), ONE("bn1", 2)])
+def test_in_between_the_statistics_are_those_of_its_own_layers_on_the_first_draws(scheme: Any) -> None:
+    """Weights and statistics stand still: what is stored is what the layers are given, not what the two ends stored."""
+    student: Any = FromTeacher(fresh, 0.5)
+    words = {"spec": SPEC, "budget": Budget(steps=2, batch=8), "device": "cpu", **STILL}
+    done = dfkd.distill(teacher(), student if scheme is None else Together(student, scheme), Uniform("eval"), **words)
+    draws = Uniform("eval")
+    state = draws.init(done.problem, derive(0, "sampler"))
+    x = torch.cat([draws.draw(state, done.problem, 8).x for _ in range(FIRST // 8)])
+    wanted, blended = stored(recalibrated(done.student, x, SPEC)), started(0.5, seed=0)
+    for key, value in stored(done.student).items():
+        torch.testing.assert_close(value, wanted[key], atol=1e-6, rtol=1e-5)
+    assert any(float((value - blended[key]).abs().max()) > 0.05 for key, value in wanted.items())
+    assert done.training.counts["label"]["forward"] == 2 * 8
+    assert done.training.sampler_state.stream.step == FIRST // 8 + 2  # draws of the run
+
+
+def test_other_members_have_statistics_of_their_own() -> None:
+    cohort = make_trained(Together(FromTeacher(fresh, 0.5), Mutual()), SPEC, 5, teacher())
+    problem = make_problem(teacher(), cohort, SPEC, device="cpu")
+    state = Uniform("eval").init(problem, 1)
+    estimate_statistics(problem, Uniform("eval"), state, 300)
+    assert state.stream.step == 2
+    again = Uniform("eval").init(problem, 1)
+    x = torch.cat([Uniform("eval").draw(again, problem, 300).x for _ in range(2)])
+    members = list(problem.student.module.get_submodule("members").children())
+    assert len(members) == 2
+    for member in members:
+        for key, value in stored(recalibrated(member, x, SPEC)).items():
+            torch.testing.assert_close(stored(member)[key], value)
+    one, other = map(stored, members)
+    assert not torch.equal(one["bn2.running_var"], other["bn2.running_var"])
+
+
+@pytest.mark.parametrize(("share", "norm"), [(0.0, "batch"), (1.0, "batch"), (0.5, "group")])
+def test_at_both_ends_and_without_batchnorm_nothing_is_estimated(share: float, norm: str) -> None:
+    done = distilled(share, norm=norm, **STILL)
+    module = models.build("digits_cnn", SPEC, width=3, norm=norm)
+    wanted = make_student(FromTeacher(module, share), SPEC, 0, teacher(norm=norm))
+    assert all(torch.equal(value, stored(wanted)[key]) for key, value in stored(done.student).items())
+    assert done.training.sampler_state.stream.step == 6
+
+
+@dataclass(frozen=True)
+class Nothing(Uniform):
+    """Images that are not finite."""
+
+    def draw(self, state: Any, problem: Problem, n: int, learn: bool = True) -> Batch:
+        batch = super().draw(state, problem, n, learn)
+        return batch.with_x(batch.x + torch.nan)
+
+
+def test_a_sampler_that_finds_nothing_finite_ends_the_run_as_diverged() -> None:
+    done = dfkd.distill(
+        teacher(), FromTeacher(fresh, 0.5), Pooled(Nothing(), round=8), spec=SPEC, budget=Budget(steps=2, batch=8)
+    )  # fmt: skip
+    assert done.training.status == "diverged"
 
 
 def test_in_a_scheme_every_member_starts_there() -> None:
