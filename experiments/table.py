@@ -15,7 +15,7 @@ from typing import Any
 from dfkd.fidelity.metrics import METRICS
 from dfkd.results import Line, read
 
-__all__ = ["table"]
+__all__ = ["is_share", "place", "table"]
 
 SHOWN = ("accuracy@test", "agreement@test", "kl@test")
 """What a table shows where nobody says otherwise: METRIC@COLUMN of the fidelity matrix."""
@@ -32,7 +32,7 @@ def table(lines: list[Line], published: dict[str, Any] | None = None, shown: Seq
         images, seconds = fmean(line.teacher_images for line in costs), fmean(line.seconds for line in costs)
         bad = [line.status for line in costs if line.status != "ok"]
         status = ", ".join(f"{bad.count(one)} {one}" for one in sorted(set(bad))) or "ok"
-        found = [[line.value for line in own if _place(line) == one and line.value is not None] for one in shown]
+        found = [[line.value for line in own if place(line) == one and line.value is not None] for one in shown]
         cells = [label, "free" if own[0].data_free else "reads"]
         cells += [] if published is None else [str(published.get(label, ""))]
         cells += [_spread(values, one) for values, one in zip(found, shown, strict=True)]
@@ -44,24 +44,30 @@ def table(lines: list[Line], published: dict[str, Any] | None = None, shown: Seq
     return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, ["---"] * len(head), *ordered])
 
 
-def _place(line: Line) -> str:
+def place(line: Line) -> str:
+    """What a line is of, as METRIC@COLUMN."""
     return f"{line.metric}@{line.evaluation}"
+
+
+def is_share(one: str) -> bool:
+    """Whether METRIC@COLUMN is a share of the rows, shown in %."""
+    return one.startswith(_SHARES)
 
 
 def _named(one: str, lines: list[Line]) -> str:
     # metrics and columns may have an @ in their names, so what was scored says where the two meet
-    places = {_place(line): (line.metric, line.evaluation) for line in lines}
+    places = {place(line): (line.metric, line.evaluation) for line in lines}
     metric, column = places.get(one) or (one.rpartition("@")[0], one.rpartition("@")[2])
     unit = METRICS[metric].unit if metric in METRICS else "fraction"
     name = "KL" if metric == "kl" else metric.replace("_", " ")
     where = "" if column == "test" else f" on {column}"
-    return f"{name}{where}{' %' if metric.startswith(_SHARES) else '' if unit == 'fraction' else f' ({unit})'}"
+    return f"{name}{where}{' %' if is_share(metric) else '' if unit == 'fraction' else f' ({unit})'}"
 
 
 def _spread(values: list[float], one: str) -> str:
     if not values:
         return ""
-    factor, digits = (100.0, 2) if one.startswith(_SHARES) else (1.0, 3)
+    factor, digits = (100.0, 2) if is_share(one) else (1.0, 3)
     mean = f"{factor * fmean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {factor * stdev(values):.{digits}f}"
 
