@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-__all__ = ["BATCHNORM_MODES", "Batch", "BatchNormMode", "InputSpec", "Labelling", "Outputs"]
+__all__ = ["BATCHNORM_MODES", "Batch", "BatchNormMode", "InputSpec", "Labelling", "Outputs", "UnlabelledBatch"]
 
 BatchNormMode = Literal["eval", "batch"]
 """eval: normalise with the stored statistics. batch: with those of the rows asked together."""
@@ -81,6 +81,10 @@ class Outputs:
         return replace(self, logits=self.logits.detach(), features=features)
 
 
+class UnlabelledBatch(ValueError):
+    """Ground truth is asked of rows that have none."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Inputs to be labelled by the teacher: detached, on one device.
@@ -127,7 +131,7 @@ class Batch:
     def require_y(self, who: str) -> Tensor:
         """The ground truth, for metrics that need it; never the class a sampler aimed at."""
         if self.y is None:
-            raise ValueError(f"{who}: needs ground-truth labels, found a batch without y")
+            raise UnlabelledBatch(f"{who}: needs ground-truth labels, found a batch without y")
         return self.y
 
     @property
