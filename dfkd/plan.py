@@ -58,6 +58,7 @@ class Evaluation:
     training rows), 0 sets none. beside: BatchNorm modes in which students are scored too, of eval, batch and
     recalibrated, as `agreement_batch`; None for eval where students with BatchNorm are compared in another.
     recalibrate_on: the sampler on whose draws statistics are estimated anew, None for each student's own.
+    losses: by label, measured as `loss@LABEL` on feature_rows rows of each column; see dfkd.fidelity.distances.
     """
 
     columns: tuple[str, ...] = COLUMNS
@@ -74,6 +75,7 @@ class Evaluation:
     quality_rows: int = field(default=1000, metadata={"unless": 1000})
     beside: tuple[str, ...] | None = field(default=None, metadata={"unless": None})
     recalibrate_on: str | None = field(default=None, metadata={"unless": None})
+    losses: Mapping[str, Any] = field(default_factory=dict, metadata={"unless": {}})
 
     def __post_init__(self) -> None:
         if self.features:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -19,6 +20,7 @@ from dfkd import models
 from dfkd.fidelity import columns, metrics
 from dfkd.fidelity.columns import Column
 from dfkd.fidelity.corruptions import corrupted_column, parse_corruption
+from dfkd.fidelity.distances import distance_name, distances
 from dfkd.fidelity.features import default_pairs, feature_scores, pair_name
 from dfkd.fidelity.quality import Reference
 from dfkd.fidelity.recalibrate import recalibrated
@@ -32,7 +34,7 @@ from dfkd.results import Line, finite
 from dfkd.schemes.offline import make_student
 from dfkd.types import BatchNormMode, InputSpec, Outputs, as_device, whole
 
-__all__ = ["feature_pairs", "score_seed"]
+__all__ = ["feature_pairs", "score_seed", "try_losses"]
 
 
 def score_seed(settings: Settings, folder: Path, seed: int) -> None:
@@ -127,6 +129,10 @@ def _score_student(
         for ours, theirs in layers:
             alike = feature_scores(answered.features[ours], told.features[theirs])
             found |= {pair_name(name, (ours, theirs)): value for name, value in alike.items()}
+        if settings.evaluate.losses:
+            some = some_rows(len(column), settings.evaluate.feature_rows)
+            apart = distances(settings.evaluate.losses, student, teacher, column, some, settings.spec, mode)
+            found |= {distance_name(label): value for label, value in apart.items()}
         lines += [replace(head, evaluation=column.name, metric=m, value=finite(v)) for m, v in found.items()]
         if column.kind != "worst_case":  # searched against the student as it is scored
             lines += _beside(settings.spec, replace(head, evaluation=column.name), column, told.logits, beside)
@@ -167,6 +173,18 @@ def feature_pairs(settings: Settings, teacher: Probe) -> Pairs:
     student.feature_shapes(*(ours for ours, _ in pairs))
     teacher.feature_shapes(*(theirs for _, theirs in pairs))
     return pairs
+
+
+def try_losses(settings: Settings, teacher: Probe) -> None:
+    """Measures two images, uncounted, so that a loss that cannot be measured ends it before any work is done."""
+    for label, loss in settings.evaluate.losses.items():
+        if isinstance(loss, type) or not callable(loss) or not hasattr(loss, "coupled"):
+            raise ValueError(f"losses.{label}: expected a loss such as Jacobian(), found {loss!r}")
+    student = Probe(make_student(settings.student, settings.spec, settings.seeds[0]), settings.spec, name="student")
+    x = torch.zeros(2, *settings.spec.shape, dtype=torch.uint8)
+    column = Column("two images", x, None, whole(2, "eval"), "draws")
+    with teacher.uncounted():
+        distances(settings.evaluate.losses, student, teacher, column, torch.arange(2), settings.spec)
 
 
 def _answers(settings: Settings, probe: Probe, column: Column, taps: Sequence[str], mode: BatchNormMode) -> Outputs:

@@ -128,7 +128,10 @@ MODES = {
 
 
 def describe(metric: str) -> Metric:
-    """The metric's entry; agreement@k, cka@layer and agreement_batch by pattern; an unknown one under its own name."""
+    """The metric's entry; agreement@k, cka@layer, loss@label and agreement_batch by pattern.
+
+    An unknown one stands under its own name.
+    """
     if metric in METRICS:
         return METRICS[metric]
     known, _, mode = metric.rpartition("_")
@@ -143,6 +146,10 @@ def describe(metric: str) -> Metric:
         layers = f"{ours} of the student, {theirs or ours} of the teacher"
         entry = _OF_LAYERS[kind]
         return replace(entry, title=f"{entry.title} {of.replace('=', ' = ')}", meaning=entry.meaning.format(layers))
+    if kind == "loss" and of:
+        return Metric(
+            f"{of}, as a measure", "lower", "plain", f"the loss {of} between student and teacher, mean over rows"
+        )
     return Metric(metric.replace("_", " "), None, "plain", "")
 
 
