@@ -170,10 +170,14 @@ def _try(settings: Settings) -> None:
         Probe(settings.control_teacher, spec, name="control teacher").check()
     feature_pairs(settings, problem.teacher)
     scheme = settings.student.scheme if isinstance(settings.student, Together) else None
-    objective = settings.objective if scheme is None else scheme.objective(settings.objective)
-    objective.init(problem, 0)  # so that a tap that is not there ends it now
+    tried: list[tuple[Objective, int]] = []
     for label, sampler in settings.samplers.items():
-        check_sources(settings.training(label)[0].terms, sampler)
+        objective, _, budget = settings.training(label)
+        check_sources(objective.terms, sampler)
+        if (objective, budget.batch) not in tried:  # else a tap that is not there would end it later
+            tried.append((objective, budget.batch))
+            problem.batch = budget.batch
+            (objective if scheme is None else scheme.objective(objective)).init(problem, 0)
         try:
             try_sampler(sampler, problem)
         except UnsupportedProblem:

@@ -190,6 +190,7 @@ class _Run:
         needs = objective.needs
         self._taps = {who: tuple(needs.get(who, ())) for who in ("student", "teacher")}
         self._student = problem.student.module
+        problem.batch = budget.batch
         self._adapters = objective.init(problem, derive(seed, "adapters"))  # a loss may say better what it needs
         if objective.input_grad:
             problem.teacher.require("input_grad", who="objective")

@@ -495,7 +495,8 @@ class Problem:
 
     progress in [0, 1] and horizon (planned steps) are set by the engine. banks: a folder where pools that do not
     depend on the student keep what they made, so that runs of one comparison share it; seed: the run's root seed, the
-    same for all samplers of that run.
+    same for all samplers of that run. batch: rows per step, for losses that need so many or take memory by them; None
+    where it is not known.
     """
 
     teacher: Probe
@@ -506,6 +507,7 @@ class Problem:
     horizon: int = 1
     seed: int = 0
     banks: Path | None = None
+    batch: int | None = None
     charged_seconds: float = field(default=0.0)
 
     def label(self, batch: Batch, taps: Sequence[str] = ()) -> Outputs:

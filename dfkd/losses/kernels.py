@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dfkd.losses.norms import apart, scaled, unit
 
-__all__ = ["Diagonal", "Distance", "Family", "Kernel", "Normalise", "angle_bytes", "relate", "relation"]
+__all__ = ["Diagonal", "Distance", "Family", "Kernel", "Normalise", "angle_bytes", "relate", "relation", "require_rows"]
 
 Kernel = Literal["gram", "centred_gram", "cosine", "gaussian", "distance", "angle"]
 Normalise = Literal["none", "row_l2", "row_sum", "frobenius", "correlation", "mean"]
@@ -105,8 +105,7 @@ def relation(student: Tensor, teacher: Tensor | Sequence[Tensor], family: Family
     for features in teachers:
         if features.shape[0] != n:
             raise ValueError(f"{who}: expected features of {n} rows from the teacher, found {features.shape[0]}")
-    if n < family.least:
-        raise ValueError(f"{who}: needs batches of at least {family.least} rows, found {n}")
+    require_rows(n, family, who)
     if family.rows is not None and family.rows < n:
         index = torch.arange(family.rows, device=student.device) * n // family.rows
         student, teachers, n = student[index], [features[index] for features in teachers], family.rows
@@ -117,6 +116,17 @@ def relation(student: Tensor, teacher: Tensor | Sequence[Tensor], family: Family
     for features in teachers[1:]:
         theirs = theirs + relate(features, family)
     return _DISTANCES[family.distance](ours, theirs / len(teachers), _counted(n, family))
+
+
+def require_rows(n: int, family: Family, who: str, widths: Sequence[int] = ()) -> None:
+    """ValueError where n rows are too few, or too many for the memory that angles may take.
+
+    widths: of the float32 features, the student's first; where they are known memory is looked at too.
+    """
+    if n < family.least:
+        raise ValueError(f"{who}: needs batches of at least {family.least} rows, found {n}")
+    if widths and family.kernel == "angle":
+        _vertices(who, min(n, family.rows or n), widths, 4, family.max_bytes)
 
 
 def relate(features: Tensor, family: Family) -> Tensor:

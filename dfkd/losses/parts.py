@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd.interfaces import Loss, Sampler, parts
+from dfkd.losses.relations import Related
 from dfkd.losses.response import NO_TAPS
 from dfkd.problem import Probe, Problem
 from dfkd.types import Batch, Outputs
@@ -110,7 +111,8 @@ class At(_Part):
 class OfSources(_Part):
     """A loss on the rows of some parts of a mixture: 0 on all others, so that its mean is over all rows.
 
-    sources: the parts' places, from 0. A loss whose rows depend on one another sees those rows alone.
+    sources: the parts' places, from 0. A loss whose rows depend on one another sees those rows alone; where they are
+    fewer than it needs (a part's share of a batch may come and go) it is 0 for all.
     """
 
     loss: Loss
@@ -128,8 +130,9 @@ class OfSources(_Part):
         return self.loss.needs
 
     def init(self, problem: Problem, seed: int) -> nn.Module | None:
-        adapters = self.loss.init(problem, seed)
-        return None if adapters is None else _WithAdapters(self, adapters, problem, problem)
+        seen = replace(problem, batch=None)  # how many rows of it there will be is not known
+        adapters = self.loss.init(seen, seed)
+        return None if adapters is None else _WithAdapters(self, adapters, seen, problem)
 
     def through(self, call: Call, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
         """What `call`, the loss or its adapters, makes of these rows: (n,), 0 elsewhere."""
@@ -138,9 +141,10 @@ class OfSources(_Part):
         here = torch.stack([batch.source == place for place in self.sources]).any(dim=0)  # no table to send to a device
         if not self.loss.coupled:
             return torch.where(here, call(student, teacher, batch), 0.0)
-        values = student.logits.new_zeros(len(batch))
+        # zeros with a gradient: there may be no other loss
+        values = student.logits.new_zeros(len(batch)) + student.logits[:0].sum()
         index = here.nonzero().flatten()  # sync
-        if not len(index):
+        if len(index) < _least(self.loss):
             return values
         some = call(_rows(student, index), _rows(teacher, index), _some(batch, index))
         return values.index_put((index,), some.to(values.dtype))
@@ -149,6 +153,11 @@ class OfSources(_Part):
 def _rows(outputs: Outputs, index: Tensor) -> Outputs:
     features = {path: value[index] for path, value in outputs.features.items()}
     return replace(outputs, logits=outputs.logits[index], features=features)
+
+
+def _least(loss: Loss) -> int:
+    """Rows without which it has no value."""
+    return next((part.family.least for part in _chain(loss) if isinstance(part, Related)), 1)
 
 
 def _some(batch: Batch, index: Tensor) -> Batch:

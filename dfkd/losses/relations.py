@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from dfkd.losses.kernels import Diagonal, Distance, Family, Kernel, Normalise, relation
+from dfkd.losses.kernels import Diagonal, Distance, Family, Kernel, Normalise, relation, require_rows
 from dfkd.problem import PENULTIMATE, Problem
 from dfkd.types import Batch, Outputs
 
@@ -139,10 +139,19 @@ class Related(ABC):
         return tapped(self.student, self.teacher)
 
     def init(self, problem: Problem, seed: int) -> nn.Module | None:
-        """Nothing to train beside the student. ValueError for a path that a model does not have."""
+        """Nothing to train beside the student. ValueError for a path that a model does not have, and for a batch of too
+        few rows, or of more than the memory for angles allows."""
         del seed
         check_taps(self.needs, problem)
+        if problem.batch is not None:
+            require_rows(problem.batch, self.family, self.name, self._widths(problem))
         return None
+
+    def _widths(self, problem: Problem) -> list[int]:
+        """Of the student's features and of each teacher's."""
+        ours = problem.student.feature_shapes(*self.needs["student"])
+        theirs = problem.teacher.feature_shapes(*self.needs["teacher"])
+        return [math.prod(shape) for shape in (*ours.values(), *theirs.values())]
 
     def value(self, student: Tensor, teacher: Teachers) -> Tensor:
         """Features -> 0-d."""

@@ -1,6 +1,8 @@
 """Losses on parts: each source of inputs and each member of an ensemble with its own temperature and weight."""
 
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,20 @@ from torch import Tensor, nn
 
 import dfkd
 from dfkd import config, models
-from dfkd.losses import CKA, DKD, FKD, KL, At, Features, Jacobian, Objective, OfSources, SampledLabel, combine
+from dfkd.losses import (
+    CKA,
+    DKD,
+    FKD,
+    KL,
+    At,
+    Features,
+    Jacobian,
+    Objective,
+    OfSources,
+    RKDAngle,
+    SampledLabel,
+    combine,
+)
 from dfkd.losses.parts import check_sources
 from dfkd.losses.response import kl_nats
 from dfkd.problem import PENULTIMATE, Probe, Problem, UnsupportedProblem
@@ -302,3 +317,65 @@ def test_labels_are_those_of_the_real_part_alone_of_rows_that_have_some(quadrant
     sampler = Mixture((Real(str(quadrants)), Real(str(quadrants))))
     words: dict[str, Any] = {"spec": SPEC, "budget": dfkd.Budget(steps=1, batch=8), "device": "cpu"}
     assert dfkd.distill(net(1), net(2), sampler, objective=objective, **words).training.status == "ok"
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_fewer_rows_of_a_source_than_a_relation_needs_are_nothing(count: int) -> None:
+    """A part with a hundredth of the weight has one row now and then: three for angles are not there, and two are."""
+    source = torch.cat([torch.zeros(count, dtype=torch.int64), torch.ones(4, dtype=torch.int64)])
+    rows = torch.arange(len(source))
+    student = STUDENT[rows].clone().requires_grad_(True)
+    features = {"penultimate": student}
+    given = Batch(X[rows], source=source)
+    teacher = Outputs(TEACHER[rows], {"penultimate": TEACHER[rows]})
+    for loss, least in ((FKD(), 2), (RKDAngle(), 3)):
+        evaluated = combine({"only": (1.0, OfSources(loss, (0,)))})(Outputs(student, features), teacher, given)
+        (slope,) = torch.autograd.grad(evaluated.total, student)  # a run with no other loss goes on
+        assert (float(evaluated.total.detach()) > 0.0) is (count >= least)
+        assert (float(slope.abs().max()) > 0.0) is (count >= least)
+
+
+def test_a_mixture_whose_part_comes_and_goes_is_trained_on() -> None:
+    sampler = Mixture((Uniform("eval"), Uniform("eval")), weights=(0.03, 0.97))
+    objective = combine({"fkd": (1.0, OfSources(FKD(), (0,)))})
+    done = dfkd.distill(
+        net(0), net(1), sampler, spec=SPEC, objective=objective, budget=dfkd.Budget(batch=50, steps=6), device="cpu"
+    )
+    assert done.training.status == "ok"
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_batch_that_does_not_fit_is_found_before_the_first_draw(wrapped: bool) -> None:
+    """Angles of 64 rows of 6 and 6 features need (6 x 64^2 + 9 x 6 x 64) x 4 bytes for a row."""
+    for loss, batch, message in (
+        (RKDAngle(max_bytes=100_000), 64, "rkd_angle: the angles of 64 rows need 112128 bytes .*; set rows=60 to"),
+        (RKDAngle(), 2, "rkd_angle: needs batches of at least 3 rows, found 2"),
+        (FKD(), 1, "fkd: needs batches of at least 2 rows, found 1"),
+    ):
+        problem = problem_of(net(0), net(1))
+        problem.batch = batch
+        part: Any = loss
+        if wrapped:
+            problem = replace(problem, teacher=Probe(Ensemble([net(0)]), SPEC))
+            part = At("members.0", loss, "teacher")
+        with pytest.raises(ValueError, match=message):
+            part.init(problem, 0)
+        assert problem.teacher.images == 0
+        problem.batch = None
+        part.init(problem, 0)
+    roomy = problem_of(net(0), net(1))
+    roomy.batch = 64
+    RKDAngle(max_bytes=100_000, rows=60).init(roomy, 0)
+    OfSources(RKDAngle(), (0,)).init(replace(roomy, batch=2), 0)
+
+
+@pytest.mark.parametrize("scheme", [None, Mutual()])
+def test_a_comparison_finds_it_before_anything_is_written(scheme: Any, tmp_path: Path) -> None:
+    objective = combine({"kl": (1.0, KL()), "angle": (1.0, RKDAngle(max_bytes=100_000))})
+    student: Any = partial(net, 1) if scheme is None else Together(partial(models.build, "digits_cnn", SPEC), scheme)
+    with pytest.raises(ValueError, match=r"rkd_angle: the angles of 64 rows need .* set rows="):
+        dfkd.compare(
+            net(0), student, [Uniform()], spec=SPEC, objective=objective, budget=dfkd.Budget(batch=64, steps=1),
+            seeds=[0], device="cpu", out=tmp_path / "out",
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
