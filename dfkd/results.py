@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal, get_args
@@ -28,6 +28,15 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "teacher_batchnorm": ("eval", "batch"),
     "student_train": ("train", "fixed"),
     "student_batchnorm": ("eval", "batch", "recalibrated"),
+}
+
+
+_EXPECTED: Mapping[object, tuple[tuple[type, ...], str]] = {
+    str: ((str,), "a string"),
+    bool: ((bool,), "true or false"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a finite number"),
+    float | None: ((int, float, type(None)), "a finite number or None"),
 }
 
 
@@ -71,8 +80,8 @@ class Line:
     student_batchnorm: str = "eval"
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            _check(field.name, field.type, getattr(self, field.name))
+        for name, kind in _kinds():
+            _check(name, kind, getattr(self, name))
         if self.status != "ok" and self.value is not None:
             raise ValueError(f"value: expected None for a run that {self.status}, found {self.value!r}")
 
@@ -90,7 +99,7 @@ class Line:
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> "Line":
-        names = [field.name for field in fields(cls)]
+        names = [name for name, _ in _kinds()]
         for name in names[:9]:
             if name not in found:
                 close = nearest(name, set(found) - set(names))
@@ -100,6 +109,12 @@ class Line:
         if known.get("labelling", "") is None:
             known["labelling"] = "unknown"  # a run that ended before anything was labelled
         return cls(**known)
+
+
+@cache
+def _kinds() -> tuple[tuple[str, object], ...]:
+    """The name and the annotation of each field: looked up once, as a comparison has thousands of lines."""
+    return tuple((field.name, field.type) for field in fields(Line))
 
 
 def _refuse(constant: str) -> float:
@@ -112,14 +127,7 @@ def _check(name: str, kind: object, value: Any) -> None:
         if value not in _CHOICES[name]:
             raise ValueError(f"{name}: expected one of {', '.join(_CHOICES[name])}, found {value!r}")
         return
-    expected: dict[object, tuple[tuple[type, ...], str]] = {
-        str: ((str,), "a string"),
-        bool: ((bool,), "true or false"),
-        int: ((int,), "a whole number"),
-        float: ((int, float), "a finite number"),
-        float | None: ((int, float, type(None)), "a finite number or None"),
-    }
-    types, words = expected[kind]
+    types, words = _EXPECTED[kind]
     wrong = not isinstance(value, types) or (isinstance(value, bool) and kind is not bool)
     if wrong or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"{name}: expected {words}, found {value!r}")
@@ -157,7 +165,13 @@ def _mend(file: Any) -> None:
 
 def read(path: Path) -> list[Line]:
     """All lines. A last line without a line break that cannot be read is what a killed run left, and is ignored."""
-    *whole, rest = path.read_bytes().split(b"\n")
+    return list(_parsed(path, path.read_bytes()))
+
+
+@lru_cache(maxsize=1)
+def _parsed(path: Path, content: bytes) -> tuple[Line, ...]:
+    """Once for the same content: a comparison, its report and its table each read what was written a moment ago."""
+    *whole, rest = content.split(b"\n")
     lines = []
     for number, text in enumerate(whole, start=1):
         if not text.strip():
@@ -169,7 +183,7 @@ def read(path: Path) -> list[Line]:
     if rest.strip():
         with suppress(ValueError):  # torn
             lines.append(Line.from_json(rest.decode()))
-    return lines
+    return tuple(lines)
 
 
 def _brief(error: ValueError) -> str:

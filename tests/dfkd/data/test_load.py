@@ -7,8 +7,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from dfkd.data import SOURCES, load
+from dfkd.data import SOURCES, digits, load
 from dfkd.data.arrays import stratified
+from dfkd.data.digits import read_digits
 
 
 def test_digits_are_a_fixed_stratified_split_of_all_rows() -> None:
@@ -40,6 +41,16 @@ def test_digits_keep_their_labels() -> None:
 def test_digits_are_the_same_everywhere() -> None:
     """A change of this value makes older results another data set's."""
     assert load("digits").digest == "6055b38b8a6c22dd3931e550304898e9"
+
+
+def test_digits_are_the_same_where_the_packages_file_is_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digits, "find_spec", lambda name: None)
+    asked = read_digits()
+    monkeypatch.undo()
+    file = read_digits()
+    for name in ("x_train", "y_train", "x_test", "y_test"):
+        assert torch.equal(getattr(asked, name), getattr(file, name))
+    assert asked.classes == file.classes
 
 
 def test_is_read_once_per_process() -> None:
