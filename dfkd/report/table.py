@@ -11,11 +11,12 @@ from dfkd.results import Cell, Summary, read
 
 from .matrix import failed_words
 from .run import reasons
-from .words import duration, large, number, spread
+from .words import MODES, duration, large, number, spread
 
 __all__ = ["print_table"]
 
 WIDTH = 100
+_HEADS = {"eval": "in\neval", "batch": "in\nbatch", "recalibrated": "recali-\nbrated"}  # of MODES, as narrow as numbers
 
 
 def print_table(source: Path | str | Summary, console: Console | None = None) -> None:
@@ -40,6 +41,9 @@ def _table(summary: Summary, rich_terminal: bool) -> Table:
     table.add_column("sampler", overflow="fold", min_width=12)
     table.add_column("data", no_wrap=True)
     table.add_column(f"agreement %\n{'test' if where == 'test' else 'not a test'}", justify="right", no_wrap=True)
+    modes = [mode for mode in MODES if any(summary.cell(s, where or "", _in(mode)).n for s in summary.samplers)]
+    for mode in modes:
+        table.add_column(_HEADS[mode], justify="right", no_wrap=True)
     table.add_column("KL", justify="right", no_wrap=True)
     if worst is not None:
         table.add_column(f"worst\n@{worst.partition('@')[2] or '?'}", justify="right", no_wrap=True)
@@ -52,6 +56,7 @@ def _table(summary: Summary, rich_terminal: bool) -> Table:
             sampler,
             "free" if summary.data_free(sampler) else "reads",
             f"{number(cell.mean, 'percent')} {spread(cell.spread, 'percent')}".rstrip(),
+            *(number(summary.cell(sampler, where or "", _in(mode)).mean, "percent") for mode in modes),
             number(summary.cell(sampler, where or "", "kl").mean, "nats"),
         ]
         if worst is not None:
@@ -62,6 +67,11 @@ def _table(summary: Summary, rich_terminal: bool) -> Table:
             style="" if cell.status == "ok" else "dim",
         )
     return table
+
+
+def _in(mode: str) -> str:
+    """Agreement in a BatchNorm mode beside the one that the students are compared in."""
+    return f"agreement_{mode}"
 
 
 def _status(cell: Cell, runs: int) -> str:
@@ -76,6 +86,8 @@ def _caption(summary: Summary) -> Text:
     where = summary.headline
     if where is None:
         return Text("no student has a score")
+    if any(_in(mode) in summary.metrics for mode in MODES):
+        text += "; in eval, in batch, recalibrated: agreement % in other BatchNorm modes than the one compared in"
     if where != "test":
         text += f"; agreement and KL on {where!r}, which is not a test score"
     return Text(text)
