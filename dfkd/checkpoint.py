@@ -25,7 +25,12 @@ def save(path: Path, state: dict[str, Any], identity: str, device: torch.device 
         "device": torch.device(device).type,
     }
     with replacing(path, "checkpoint") as draft, draft.open("wb") as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # its writer's own words for a write that failed, as on a full disk
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load(path: Path, identity: str, device: torch.device | str = "cpu", rank: int = 0) -> dict[str, Any]:

@@ -422,8 +422,6 @@ def train_generator(words: list[str], out: Path | None, dry_run: bool) -> None:
     if out is None:
         raise ValueError("--out: expected a folder to write to, found none")
     device, dataset = as_device(config.device), plan.dataset
-    if given.flip is None:
-        say(f"flip: {_FLIP[bool(config.flip)]}")
     with claimed(out, resolved):
         made = made_from(config.data)
         manifest = {
@@ -448,12 +446,6 @@ def train_generator(words: list[str], out: Path | None, dry_run: bool) -> None:
     losses = "   ".join(f"{name} {value:.3f}" for name, value in card["losses"].items())
     print(f"{card['steps']} steps on {config.data} in {card['seconds']:.0f} s   {losses}")
     print(f"samples: {out / 'samples'}\ngenerator: {out / card['file']}")
-
-
-_FLIP = {
-    True: "half of the real images are mirrored (flip=false where a mirrored image means something else)",
-    False: "real images are not mirrored, as a mirrored character is another (flip=true mirrors half of them)",
-}
 
 
 # -- one model ---------------------------------------------------------------------------------------------------------

@@ -272,9 +272,8 @@ class GeneratorConfig:
 
     data: a source of labelled images, of which those to train on are learnt; size: they are resized to it; limit: how
     many are read, null for all. generator: its kind, as {name: {option: value}}. conditional: whether it is told the
-    classes. flip: whether half of the real images are mirrored, as published; null for all but the named sets of
-    characters, which are others when they are mirrored. budget: steps and batch. grid_every: steps from one sheet of
-    samples to the next, null for ten of them.
+    classes. flip: whether half of the real images are mirrored; leave it where a mirrored image is another, as of
+    characters. budget: steps and batch. grid_every: steps from one sheet of samples to the next, null for ten of them.
     """
 
     data: str
@@ -282,7 +281,7 @@ class GeneratorConfig:
     limit: int | None = None
     generator: Any = "sn_gan"
     conditional: bool = True
-    flip: bool | None = None
+    flip: bool = False
     budget: GeneratorBudget = GeneratorBudget()
     grid_every: int | None = None
     seed: int = 0

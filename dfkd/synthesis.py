@@ -149,6 +149,7 @@ class _Bank:
         for _ in shards(self._folder, there):
             pass  # each is checked as it is read
         self.index = there
+        (self._folder / CHECKPOINT).unlink(missing_ok=True)  # of a process that ended just before it did this
         return True
 
     def begin(self) -> None:
@@ -169,6 +170,7 @@ class _Bank:
                 self.index[name] = saved[name]
             write_index(self._folder, self.index)  # the draw after the checkpoint's is made again
             return
+        file.unlink(missing_ok=True)  # of a bank whose index was deleted: it is not of the shards that come now
         self.index["learned_from"] = learn(self._sampler, self._state, problem, settings.learn)
 
     @property

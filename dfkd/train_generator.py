@@ -39,7 +39,6 @@ _ROWS = 8  # of a sheet without classes
 _LEAST_SIDE = 32  # smaller images are enlarged on sheets, to a multiple of their size
 _CLASSES_SHOWN = 100
 _GRIDS, _LOGS = 10, 100
-_CHARACTERS = {"digits", "mnist", "kmnist", "svhn"}
 
 Status = Literal["ok", "diverged", "interrupted"]
 
@@ -59,7 +58,7 @@ class Plan:
 
 
 def planned(config: GeneratorConfig) -> Plan:
-    """Reads the data, and decides what the user left open: steps, batch, mirroring, how often a sheet is written."""
+    """Reads the data, and decides what the user left open: steps, batch, how often a sheet is written."""
     from dfkd.data import load  # here, so that a data-free run never imports it
 
     settings = generator(config.generator)
@@ -67,9 +66,8 @@ def planned(config: GeneratorConfig) -> Plan:
     steps, batch = settings.usual(dataset.spec.shape)
     budget = GeneratorBudget(config.budget.steps or steps, config.budget.batch or batch)
     assert budget.steps is not None  # just set
-    mirrored = config.data.lower() not in _CHARACTERS if config.flip is None else config.flip
     every = config.grid_every or max(1, budget.steps // _GRIDS)
-    return Plan(replace(config, budget=budget, flip=mirrored, grid_every=every), settings, dataset)
+    return Plan(replace(config, budget=budget, grid_every=every), settings, dataset)
 
 
 def train(plan: Plan, out: Path, show_progress: bool = False) -> tuple[Status, dict[str, Any]]:
@@ -78,7 +76,7 @@ def train(plan: Plan, out: Path, show_progress: bool = False) -> tuple[Status, d
     Where it did not end well nothing is saved but the checkpoint, and the card says at which step that was.
     """
     if (out / CARD).exists():
-        return "ok", json.loads((out / CARD).read_text(encoding="utf-8"))
+        return "ok", _finished(out)
     run = _Run(plan, out)
     run.resume()
     with Interruption().watching() as interruption, closing(Bar(plan.settings.name, show_progress)) as bar:
@@ -89,6 +87,18 @@ def train(plan: Plan, out: Path, show_progress: bool = False) -> tuple[Status, d
     replace_file(out / CARD, (json.dumps(card, indent=1) + "\n").encode())
     run.checkpoint.unlink(missing_ok=True)
     return "ok", card
+
+
+def _finished(out: Path) -> dict[str, Any]:
+    """The card of a folder that is done; ValueError where what it speaks of is gone."""
+    try:
+        card: dict[str, Any] = json.loads((out / CARD).read_text(encoding="utf-8"))
+        gone = not (out / card["file"]).exists()
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"out: {out / CARD} cannot be read; name another folder ({error})") from error
+    if gone:
+        raise ValueError(f"out: {out} was done, but {card['file']} is gone; delete {out / CARD} to train it again")
+    return card
 
 
 SAVED_EVERY = 60.0
@@ -274,7 +284,7 @@ def _trainee(plan: Plan, device: torch.device) -> Any:
     assert config.budget.steps is not None  # planned
     seed = derive(config.seed, "init")
     try:
-        return plan.settings.init(spec.shape, plan.classes, spec.low, spec.high, config.budget.steps, device, seed)
+        return plan.settings.init(spec.shape, plan.classes, (spec.low, spec.high), config.budget.steps, device, seed)
     except ValueError as error:
         if not str(error).startswith("shape: "):
             raise

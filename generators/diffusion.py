@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from .pipeline import Denoiser, on_pixels, reverse
 from .saved import BESIDE, check
-from .training import MovingAverage, Shape, seeded
+from .training import Box, MovingAverage, Shape, seeded
 
 __all__ = ["FOLDER", "NOISE", "Denoising", "Diffusion"]
 
@@ -88,8 +89,8 @@ class Diffusion:
         count, least = len(self.channels), 2 ** (len(self.channels) - 1)
         if any(side % least for side in shape[1:]):
             raise ValueError(
-                f"shape: expected sides that are multiples of {least} for {count} channels, found {shape!r}; "
-                f"fewer channels take more sizes"
+                f"shape: expected sides that are multiples of {least}, as there are channels at {count} sizes, "
+                f"found {shape!r}"
             )
         return UNet2DModel(
             sample_size=tuple(shape[1:]),
@@ -105,29 +106,23 @@ class Diffusion:
         )
 
     def init(
-        self,
-        shape: Shape,
-        classes: int | None,
-        low: float,
-        high: float,
-        steps: int,
-        device: torch.device,
-        seed: int,
+        self, shape: Shape, classes: int | None, box: Box, steps: int, device: torch.device, seed: int
     ) -> "Denoising":
         with seeded(seed):
             network = self.network(shape, classes)
-        return Denoising(self, network.to(device), shape, classes, low, high, steps)
+        return Denoising(self, network.to(device), shape, classes, box, steps)
 
 
 class Denoising:
     """The network, its average and its optimiser. See training.Trainee."""
 
     def __init__(
-        self, settings: Diffusion, network: Any, shape: Shape, classes: int | None, low: float, high: float, steps: int
+        self, settings: Diffusion, network: Any, shape: Shape, classes: int | None, box: Box, steps: int
     ) -> None:
         self.settings, self.network = settings, network.train()
         self.average = MovingAverage(network, settings.ema)
-        self.shape, self.classes, self.low, self.high, self.steps = shape, classes, low, high, steps
+        self.shape, self.classes, self.steps = shape, classes, steps
+        self.low, self.high = box
         self.taken = 0
         self._way = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
         self._shares = shares().to(next(network.parameters()).device)
@@ -204,7 +199,7 @@ class Denoising:
             (draft / BESIDE).write_text(text + "\n", encoding="utf-8")
             shutil.rmtree(place, ignore_errors=True)  # of a run that was ended before it was done
             draft.rename(place)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise ValueError(f"file: cannot write {place}: {error}") from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)

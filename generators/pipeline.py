@@ -17,7 +17,6 @@ from typing import Any, Literal
 from weakref import WeakValueDictionary
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from .saved import BESIDE, describe
@@ -165,6 +164,7 @@ def load(folder: str | Path, device: torch.device, k: int, prompts: Sequence[str
     if found is None:
         with seeded(0):  # weights are drawn at random before they are read
             found = _loader(folder, parts)(folder, device, k, prompts)
+            _try(found, folder, device)
         _LOADED[key] = found
     return found
 
@@ -175,10 +175,26 @@ def _loader(folder: Path, parts: Mapping[str, str]) -> Callable[..., Denoiser]:
         return _pixels
     if parts.get("transformer") in ("DiTTransformer2DModel", "Transformer2DModel") and "text_encoder" not in parts:
         return _transformer
-    if parts.get("unet") == "UNet2DConditionModel" and parts.get("text_encoder") == "CLIPTextModel":
+    text = parts.get("unet") == "UNet2DConditionModel" and parts.get("text_encoder") == "CLIPTextModel"
+    if text and "text_encoder_2" not in parts:
         return _text
     found = ", ".join(f"{name}: {kind}" for name, kind in parts.items()) or "no part"
     raise ValueError(f"folder: expected {_READABLE} in {folder}, found {found}")
+
+
+def _try(denoiser: Denoiser, folder: Path, device: torch.device) -> None:
+    """One step, of a row for the last class and one for none: what fails here fails in any draw."""
+    last = None if denoiser.classes is None else denoiser.classes - 1
+    y = None if last is None else torch.tensor([last, last if denoiser.none is None else denoiser.none], device=device)
+    try:
+        for way in _CLASSES:
+            schedule(way, denoiser.noise, 1)
+        z = torch.randn(2, *denoiser.latent, device=device)
+        x = reverse(denoiser, z, y, torch.Generator(device), scheduler="ddim", steps=1)
+        if x.shape[1:] != denoiser.shape:
+            raise ValueError(f"expected images {denoiser.shape}, found {tuple(x.shape[1:])}")
+    except Exception as error:  # parts that do not belong together, and settings of any kind: nobody can foresee them
+        raise ValueError(f"folder: cannot draw from {folder}: {_line(error)}") from error
 
 
 def _parts(folder: Path) -> dict[str, str]:
@@ -203,13 +219,11 @@ def _pixels(folder: Path, device: torch.device, k: int, prompts: Any) -> Denoise
 
     unet = _model(folder / "unet", UNet2DModel).to(device)
     config, about = unet.config, _described(folder)
-    side = config.sample_size
-    if side is None:
-        raise ValueError(f"folder: expected a sample_size in {folder / 'unet' / 'config.json'}, found none")
-    height, width = (side, side) if isinstance(side, int) else side
-    shape = (int(config.in_channels), int(height), int(width))
+    shape = (int(config.in_channels), *_sides(config, folder / "unet"))
     rows = config.num_class_embeds
     classes = about["classes"] if about is not None else rows - 1 if rows == k + 1 else rows
+    if (classes is None) != (rows is None) or (classes is not None and rows not in (classes, classes + 1)):
+        raise ValueError(f"folder: {folder / BESIDE} speaks of {classes} classes, and the unet has rows for {rows}")
     names = None if about is None or about["class_names"] is None else tuple(about["class_names"])
     return on_pixels(unet, shape, classes, rows, names, _noise(folder, latent=False))
 
@@ -221,7 +235,7 @@ def on_pixels(
 
     def network(z: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         output: Tensor = unet(z, t, class_labels=y).sample
-        return output
+        return output[:, : shape[0]]  # what some say of the variance comes behind
 
     none = classes if rows is not None and classes is not None and rows > classes else None
     return Denoiser(network, lambda z: z, shape, shape, classes, none, names, noise)
@@ -235,18 +249,17 @@ def _transformer(folder: Path, device: torch.device, k: int, prompts: Any) -> De
     transformer = _model(folder / "transformer", DiTTransformer2DModel).to(device)
     decode, scale = _decoder(folder, device)
     config = transformer.config
-    channels, side, classes = int(config.in_channels), int(config.sample_size), int(config.num_embeds_ada_norm)
-    labels = _json(folder / "model_index.json").get("id2label") or {}
-    names = tuple(str(labels[str(row)]) for row in range(classes)) if len(labels) == classes else None
+    channels, classes = int(config.in_channels), int(config.num_embeds_ada_norm)
+    height, width = _sides(config, folder / "transformer")
+    labels, rows = _json(folder / "model_index.json").get("id2label"), [str(row) for row in range(classes)]
+    names = tuple(str(labels[row]) for row in rows) if isinstance(labels, dict) and set(labels) == set(rows) else None
 
     def network(z: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         output: Tensor = transformer(z, timestep=t, class_labels=y).sample
         return output[:, :channels]  # what it says of the variance comes behind
 
-    shape = (3, side * scale, side * scale)
-    return Denoiser(
-        network, decode, (channels, side, side), shape, classes, classes, names, _noise(folder, latent=True)
-    )
+    latent, shape = (channels, height, width), (3, height * scale, width * scale)
+    return Denoiser(network, decode, latent, shape, classes, classes, names, _noise(folder, latent=True))
 
 
 def _text(folder: Path, device: torch.device, k: int, prompts: Sequence[str] | None) -> Denoiser:
@@ -266,8 +279,7 @@ def _text(folder: Path, device: torch.device, k: int, prompts: Sequence[str] | N
         )
     unet = _model(folder / "unet", UNet2DConditionModel).to(device)
     decode, scale = _decoder(folder, device)
-    _weights(folder / "text_encoder", "model.safetensors")
-    encoder = _read(transformers.CLIPTextModel, folder / "text_encoder", use_safetensors=True)
+    encoder = _model(folder / "text_encoder", transformers.CLIPTextModel, "model.safetensors")
     tokenizer = _read(transformers.CLIPTokenizer, folder / "tokenizer")
     words = tokenizer(
         [*prompts, ""],
@@ -277,15 +289,15 @@ def _text(folder: Path, device: torch.device, k: int, prompts: Sequence[str] | N
         return_tensors="pt",
     )
     with torch.no_grad():
-        table = encoder.float().eval()(words.input_ids)[0].to(device)  # (k + 1, tokens, d)
+        table = encoder(words.input_ids)[0].to(device)  # (k + 1, tokens, d)
 
     def network(z: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         output: Tensor = unet(z, t, encoder_hidden_states=table[y]).sample
         return output
 
-    channels, side = int(unet.config.in_channels), int(unet.config.sample_size)
-    shape = (3, side * scale, side * scale)
-    return Denoiser(network, decode, (channels, side, side), shape, k, k, None, _noise(folder, latent=True))
+    height, width = _sides(unet.config, folder / "unet")
+    latent, shape = (int(unet.config.in_channels), height, width), (3, height * scale, width * scale)
+    return Denoiser(network, decode, latent, shape, k, k, None, _noise(folder, latent=True))
 
 
 def _decoder(folder: Path, device: torch.device) -> tuple[Callable[[Tensor], Tensor], int]:
@@ -301,6 +313,15 @@ def _decoder(folder: Path, device: torch.device) -> tuple[Callable[[Tensor], Ten
         return image
 
     return decode, 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def _sides(config: Any, folder: Path) -> tuple[int, int]:
+    """Height and width of what a network is given."""
+    found = config.sample_size
+    sides = list(found) if isinstance(found, (list, tuple)) else [found, found]
+    if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
+        raise ValueError(f"folder: expected a sample_size in {folder / 'config.json'}, found {found!r}")
+    return sides[0], sides[1]
 
 
 def _noise(folder: Path, latent: bool) -> Mapping[str, Any]:
@@ -321,21 +342,23 @@ def _noise(folder: Path, latent: bool) -> Mapping[str, Any]:
     return {"clip_sample": not latent, **noise}
 
 
-def _model(folder: Path, kind: Any) -> Any:
-    """A network of diffusers from its folder, frozen and in evaluation mode; every weight must have been there."""
-    _weights(folder, _WEIGHTS)
-    options = {"use_safetensors": True, "low_cpu_mem_usage": False, "torch_dtype": torch.float32}
+def _model(folder: Path, kind: Any, name: str = _WEIGHTS) -> Any:
+    """A network from its folder, in float32, frozen and in evaluation mode; every weight must have been there."""
+    _weights(folder, name)
+    options = {"use_safetensors": True} | ({"low_cpu_mem_usage": False} if name == _WEIGHTS else {})
     model, told = _read(kind, folder, output_loading_info=True, **options)
     for what in ("missing_keys", "mismatched_keys"):
         if told.get(what):
-            raise ValueError(f"folder: the weights of {folder} are incomplete ({what[:-5]}: {told[what][0]})")
-    return model.eval().requires_grad_(False)
+            first = sorted(map(str, told[what]))[0]
+            raise ValueError(f"folder: the weights of {folder} are incomplete ({what[:-5]}: {first})")
+    return model.float().eval().requires_grad_(False)
 
 
 def _weights(folder: Path, name: str) -> None:
     """ValueError where a part has no configuration, or no weights that can be read without a pickle."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"folder: expected {folder / 'config.json'}, found none")
+    _json(folder / "config.json")
     if (folder / name).is_file() or (folder / f"{name}.index.json").is_file():
         return
     pickled = sorted(path.name for suffix in ("*.bin", "*.pt", "*.ckpt") for path in folder.glob(suffix))
@@ -350,11 +373,16 @@ def _weights(folder: Path, name: str) -> None:
 
 def _read(kind: Any, folder: Path, **options: Any) -> Any:
     """from_pretrained, with whatever goes wrong in one line."""
+    if not folder.is_dir():
+        raise ValueError(f"folder: expected {folder}, found none")
     try:
         return kind.from_pretrained(str(folder), local_files_only=True, **options)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"folder: cannot read {folder} as {kind.__name__}: {reason[:300]}") from error
+    except Exception as error:  # settings and bytes that are none make the reader stumble in any way
+        raise ValueError(f"folder: cannot read {folder} as {kind.__name__}: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _described(folder: Path) -> dict[str, Any] | None:

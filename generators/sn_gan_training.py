@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .saved import describe, read_tensors, write
 from .sn_gan import SNCritic, SNGenerator
-from .training import MovingAverage, Shape, seeded
+from .training import Box, MovingAverage, Shape, seeded
 
 __all__ = ["FILE", "SNGAN", "critic_loss", "generator_loss", "load"]
 
@@ -75,29 +75,22 @@ class SNGAN:
         assert self.learning_rate is not None  # fitted
         return self.learning_rate + (self.last_rate - self.learning_rate) * step / max(1, steps - 1)
 
-    def generator(self, shape: Shape, classes: int | None, low: float, high: float) -> SNGenerator:
+    def generator(self, shape: Shape, classes: int | None, box: Box) -> SNGenerator:
         width = self.fitted(shape).width
         assert width is not None
-        return SNGenerator(shape, self.latent, width, classes, low=low, high=high)
+        return SNGenerator(shape, self.latent, width, classes, low=box[0], high=box[1])
 
-    def critic(self, shape: Shape, classes: int | None, low: float, high: float) -> SNCritic:
+    def critic(self, shape: Shape, classes: int | None, box: Box) -> SNCritic:
         width = self.fitted(shape).critic_width
         assert width is not None
-        return SNCritic(shape, width, classes, low=low, high=high)
+        return SNCritic(shape, width, classes, low=box[0], high=box[1])
 
     def init(
-        self,
-        shape: Shape,
-        classes: int | None,
-        low: float,
-        high: float,
-        steps: int,
-        device: torch.device,
-        seed: int,
+        self, shape: Shape, classes: int | None, box: Box, steps: int, device: torch.device, seed: int
     ) -> "Adversaries":
         with seeded(seed):
-            generator = self.generator(shape, classes, low, high)
-            critic = self.critic(shape, classes, low, high)
+            generator = self.generator(shape, classes, box)
+            critic = self.critic(shape, classes, box)
         return Adversaries(self.fitted(shape), generator.to(device), critic.to(device), steps)
 
 
@@ -214,7 +207,7 @@ def load(path: str | Path) -> tuple[SNGenerator, dict[str, Any]]:
     shape, classes = about["shape"], about["classes"]
     try:
         with seeded(0):  # weights are drawn, to be replaced; the global generators must not notice
-            generator = SNGAN(**about["options"]).generator(shape, classes, about["low"], about["high"])
+            generator = SNGAN(**about["options"]).generator(shape, classes, (about["low"], about["high"]))
     except (TypeError, ValueError) as error:
         raise ValueError(f"file: {path} describes a generator that cannot be built ({error})") from error
     try:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 __all__ = ["MovingAverage", "Settings", "Trainee", "seeded"]
 
 Shape = tuple[int, int, int]
+Box = tuple[float, float]
+"""The least and the greatest that a pixel can be."""
 
 
 class Trainee(Protocol):
@@ -56,16 +58,7 @@ class Settings(Protocol):
     def usual(self, shape: Shape) -> tuple[int, int]:
         """Steps and rows of a batch where the user names none, for images (c, h, w)."""
 
-    def init(
-        self,
-        shape: Shape,
-        classes: int | None,
-        low: float,
-        high: float,
-        steps: int,
-        device: torch.device,
-        seed: int,
-    ) -> Trainee:
+    def init(self, shape: Shape, classes: int | None, box: Box, steps: int, device: torch.device, seed: int) -> Trainee:
         """Before the first of `steps` steps. classes: how many it is told apart, None where it is told none.
 
         ValueError `shape: ...` for images that it cannot make. The global random generators are left as they were.

@@ -276,7 +276,9 @@ def told_for(denoiser: Denoiser, spec: InputSpec, folder: str, device: torch.dev
                 f"{folder!r}"
             )
         return torch.arange(k, device=device)
-    known = {synonym.strip(): place for place, name in enumerate(names) for synonym in (name, *name.split(","))}
+    # a whole name before a synonym; of equal names, as two birds and machines are both cranes, each stays in its place
+    known = {synonym.strip(): place for place, name in enumerate(names) for synonym in name.split(",")}
+    known |= {name: place for place, name in enumerate(names)}
     for name in spec.class_names:
         if name not in known:
             close = nearest(name, known)
@@ -285,4 +287,8 @@ def told_for(denoiser: Denoiser, spec: InputSpec, folder: str, device: torch.dev
                 f"folder: expected the teacher's class {name!r} among the {len(names)} classes of {folder!r}, "
                 f"found none of that name{hint}"
             )
-    return torch.tensor([known[name] for name in spec.class_names], device=device)
+    told = [known[name] for name in spec.class_names]
+    for place, (its, wanted) in enumerate(zip(names, spec.class_names, strict=False)):
+        if its == wanted:
+            told[place] = place
+    return torch.tensor(told, device=device)

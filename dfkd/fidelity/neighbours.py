@@ -48,7 +48,8 @@ def nearest(
             own = torch.arange(first, first + len(part), device=part.device) if others else None
             some = queries[first : first + len(part)]
             squared, place = _refined(some, rows, part, k, own)
-            sure = (squared[:, -1] < reach - off) | (want == len(rows))  # of what overflowed nothing is sure
+            # of what overflowed nothing is sure, and faiss finds fewer than it is asked for: the others are -1
+            sure = (squared[:, -1] < reach - off) | ((want == len(rows)) & (part >= 0).all(dim=1))
             for index in (~sure).nonzero()[:, 0].tolist():  # sync
                 alone = None if own is None else own[index : index + 1]
                 squared[index], place[index] = _exhaustive(some[index], rows, k, alone)

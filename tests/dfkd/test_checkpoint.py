@@ -1,5 +1,6 @@
 """Written whole or not at all; refused in one line where it cannot be this run's."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,39 @@ def test_gives_back_what_it_was_given(tmp_path: Path) -> None:
     assert (found["steps"], found["curve"], found["nested"]["none"]) == (12, STATE["curve"], None)
     assert torch.equal(found["nested"]["list"][0], torch.ones(2))
     assert [file.name for file in path.parent.iterdir()] == ["run.pt"]
+
+
+class FullOnce:
+    """A file whose third write finds the disk full, and the later ones find room again: the writer of torch, which goes
+    on to write the end of its file, then says so in words of its own."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.writes = file, 0
+
+    def __enter__(self) -> "FullOnce":
+        return self
+
+    def __exit__(self, *given: object) -> None:
+        self.file.close()
+
+    def write(self, content: Any) -> int:
+        self.writes += 1
+        if self.writes == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written: int = self.file.write(content)
+        return written
+
+
+def test_a_full_disk_is_one_line_whoever_notices_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, of = tmp_path / "run.pt", Path.open
+    checkpoint.save(path, STATE, "mine")
+    whole = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda self, mode: FullOnce(of(self, mode)))
+        with pytest.raises(ValueError, match=r"^checkpoint: cannot write .*run.pt: No space left on device$"):
+            checkpoint.save(path, STATE, "mine")
+    assert path.read_bytes() == whole
+    assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]
 
 
 def test_keeps_the_old_file_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,6 +223,53 @@ def test_a_process_killed_anywhere_goes_on_to_the_same_bytes(
     assert content(tmp_path / "bank") == whole_bank
 
 
+def test_the_state_of_a_bank_that_was_deleted_is_not_taken_for_the_next_one(
+    run: Command, tmp_path: Path, words: list[str], whole_bank: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ended after two draws, its index deleted, begun again and killed after the first draw was listed."""
+    out, replace = tmp_path / "bank", os.replace
+
+    def until(name: str, turn: int) -> Callable[[Path, Path], None]:
+        left = [turn]
+
+        def once_more(source: Path, target: Path) -> None:
+            left[0] -= target.name == name
+            if not left[0]:
+                raise Killed
+            replace(source, target)
+
+        return once_more
+
+    for name, turn in (("shard-00002.safetensors", 1), ("checkpoint", 1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", until(name, turn))
+            with pytest.raises(Killed):
+                run(*words, out)
+        if name != "checkpoint":
+            (out / "index.json").unlink()
+    assert json.loads((out / "index.json").read_text())["rows"] == 8
+    assert run(*words, out).status == 0
+    assert content(out) == whole_bank
+
+
+def test_a_process_killed_before_it_tidied_up(
+    run: Command, tmp_path: Path, words: list[str], whole_bank: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = Path.unlink
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "checkpoint" and path.exists():
+            raise Killed
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(Killed):
+            run(*words, tmp_path / "bank")
+    assert run(*words, tmp_path / "bank").status == 0
+    assert content(tmp_path / "bank") == whole_bank
+
+
 def test_sigterm_ends_it_between_two_draws(
     run: Command, tmp_path: Path, words: list[str], whole_bank: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,7 @@ def about(classes: int | None, names: list[str] | None = None) -> dict[str, Any]
 
 
 def trainee(settings: Diffusion = SMALL, classes: int | None = 3, seed: int = 5, steps: int = 40) -> Denoising:
-    return settings.init((1, 4, 4), classes, 0.0, 1.0, steps, CPU, seed)
+    return settings.init((1, 4, 4), classes, (0.0, 1.0), steps, CPU, seed)
 
 
 def batch(step: int, n: int = 16) -> tuple[list[tuple[Tensor, Tensor | None]], torch.Generator]:
@@ -57,7 +57,7 @@ def test_noise_is_added_as_diffusers_adds_it() -> None:
 
 def test_a_step_predicts_the_noise_of_images_scaled_to_their_box() -> None:
     settings = Diffusion(channels=(8,))
-    one = settings.init((1, 4, 4), None, -1.0, 3.0, 40, CPU, 5)
+    one = settings.init((1, 4, 4), None, (-1.0, 3.0), 40, CPU, 5)
     seen = one.network = Recorder(one.network)
     x = torch.full((64, 1, 4, 4), 3.0)  # the top of the box is 1
     loss = one.step([(x, None)], torch.Generator().manual_seed(2))["noise"]
@@ -68,7 +68,7 @@ def test_a_step_predicts_the_noise_of_images_scaled_to_their_box() -> None:
     assert abs(float(noise.mean())) < 0.2  # of 1024 values: 6 standard errors
     assert abs(float(noise.std()) - 1.0) < 0.2
     with torch.no_grad():
-        before = settings.init((1, 4, 4), None, -1.0, 3.0, 40, CPU, 5).network(z, time).sample
+        before = settings.init((1, 4, 4), None, (-1.0, 3.0), 40, CPU, 5).network(z, time).sample
     torch.testing.assert_close(loss, (before - noise).square().mean(), atol=1e-4, rtol=1e-4)
 
 
@@ -182,6 +182,22 @@ def test_a_saved_one_draws_what_it_drew(tmp_path: Path) -> None:
         load(place, CPU, k=4)
 
 
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    """Here a limit on the size of files: weights do not fit, and the folder of before stays."""
+    resource = pytest.importorskip("resource")
+    one = trainee()
+    place = one.save(tmp_path, about(3, ["a", "b", "c"]))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(ValueError, match=r"^file: cannot write .*/generator: .*File too large"):
+            one.save(tmp_path, about(3))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert load(place, CPU, k=4).names == ("a", "b", "c")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["generator"]
+
+
 def test_diffusers_itself_draws_from_one_without_classes(tmp_path: Path) -> None:
     from diffusers import DDPMPipeline
 
@@ -206,7 +222,7 @@ def test_learns_two_images_and_which_class_is_which() -> None:
     pictures[0, 0, :2], pictures[1, 0, :, 2:] = 1.0, 1.0
     steps = 300
     settings = Diffusion(channels=(16,), learning_rate=1e-2, ema=0.97)
-    one = settings.init((1, 4, 4), 2, 0.0, 1.0, steps, CPU, 1)
+    one = settings.init((1, 4, 4), 2, (0.0, 1.0), steps, CPU, 1)
     rng, y, losses = torch.Generator(), torch.arange(64) % 2, []
     for step in range(steps):
         losses.append(float(one.step([(pictures[y], y)], rng.manual_seed(step))["noise"]))
@@ -238,6 +254,6 @@ def test_settings_are_checked() -> None:
         with pytest.raises(ValueError, match=message):
             Diffusion(**options)
     with pytest.raises(ValueError, match=r"^shape: expected sides that are multiples of 4"):
-        Diffusion().init((1, 6, 8), None, 0.0, 1.0, 10, CPU, 0)
+        Diffusion().init((1, 6, 8), None, (0.0, 1.0), 10, CPU, 0)
     listed: Any = [8, 16]
     assert Diffusion(channels=listed) == Diffusion(channels=(8, 16))

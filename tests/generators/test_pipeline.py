@@ -278,6 +278,92 @@ def test_refuses_other_pipelines_and_schedules(copy: Callable[[str], Path]) -> N
         load(folder, CPU, k=10)
 
 
+@pytest.mark.parametrize(
+    ("kind", "part", "changed", "said"),
+    [
+        (
+            "ddpm",
+            "unet/config.json",
+            {"sample_size": None},
+            r"expected a sample_size in .*unet.config.json, found None",
+        ),
+        ("ddpm", "unet/config.json", {"sample_size": [8]}, r"expected a sample_size in .*, found \[8\]"),
+        ("ddpm", "unet/config.json", {"norm_num_groups": 0}, "cannot read .*/unet as UNet2DModel: "),
+        ("ddpm", "unet/config.json", {"class_embed_type": "identity"}, "cannot draw from .*: class_labels should be"),
+        ("ddpm", "scheduler/scheduler_config.json", {"beta_schedule": "cube"}, "cannot draw from .*: cube is not"),
+        ("ddpm", "scheduler/scheduler_config.json", {"timestep_spacing": "wide"}, "cannot draw from .*: wide is not"),
+        ("dit", "vae/config.json", {"scaling_factor": None}, "cannot draw from "),
+        ("dit", "vae/config.json", {"block_out_channels": [8]}, "cannot read .*/vae as AutoencoderKL: "),
+        ("text", "unet/config.json", {"sample_size": None}, "expected a sample_size in "),
+        (
+            "text",
+            "model_index.json",
+            {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]},
+            "expected a ",
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_from_is_found_when_it_is_read(
+    copy: Callable[[str], Path], kind: str, part: str, changed: dict[str, Any], said: str
+) -> None:
+    if kind == "text":
+        pytest.importorskip("transformers")
+    path = copy(kind) / part
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    with pytest.raises(ValueError, match=rf"^folder: {said}") as error:
+        load(path.parents[part.count("/")], CPU, k=10, prompts=NAMES)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("classes", [None, 20])
+def test_a_description_of_other_classes_is_refused(copy: Callable[[str], Path], classes: int | None) -> None:
+    trained_on = {"source": "s", "digest": "d", "size": None, "limit": None}
+    about = {"kind": "diffusion", "shape": [1, 8, 8], "low": 0, "high": 1, "classes": classes, "class_names": None}
+    folder = copy("classes")
+    (folder / "dfkd.json").write_text(
+        json.dumps({**about, "options": {}, "trained_on": trained_on, "steps": 1, "seed": 0})
+    )
+    with pytest.raises(
+        ValueError, match=rf"^folder: .*dfkd.json speaks of {classes} classes, and the unet has rows for 11"
+    ):
+        load(folder, CPU, k=10)
+
+
+def test_a_text_encoder_whose_weights_are_not_all_there_is_refused(copy: Callable[[str], Path]) -> None:
+    """Its library would draw them at random, and the prompts would mean nothing."""
+    pytest.importorskip("transformers")
+    from safetensors.torch import load_file, save_file
+
+    weights = copy("text") / "text_encoder" / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors[next(name for name in tensors if "layer_norm1.weight" in name)]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"^folder: the weights of .*text_encoder are incomplete .*layer_norm1.weight"):
+        load(weights.parents[1], CPU, k=10, prompts=NAMES)
+
+
+def test_what_a_network_says_of_the_variance_is_left_out(tmp_path: Path) -> None:
+    """Twice the channels, as of pipelines that learn the variance too: their first half is the noise."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    sizes = {"in_channels": 1, "out_channels": 2, "block_out_channels": (8,), "norm_num_groups": 4}
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "attention_head_dim": 4}
+    unet = UNet2DModel(8, **sizes, **blocks).eval()
+    DDPMPipeline(unet, DDPMScheduler(variance_type="learned_range")).save_pretrained(tmp_path / "p")
+    denoiser, z = load(tmp_path / "p", CPU, k=10), torch.randn(2, 1, 8, 8, generator=seeded())
+    with torch.no_grad():
+        torch.testing.assert_close(guided(denoiser, z, 500, None, 1.0), unet(z, 500).sample[:, :1])
+    assert reverse(denoiser, z, None, seeded(), scheduler="ddpm", steps=3).shape == (2, 1, 8, 8)
+
+
+def test_names_that_are_not_those_of_all_classes_are_none(copy: Callable[[str], Path]) -> None:
+    index = copy("dit") / "model_index.json"
+    whole = json.loads(index.read_text())
+    for labels in (["thing"] * 1000, {str(row + 1): "thing" for row in range(1000)}, {"0": "thing"}, 3):
+        index.write_text(json.dumps({**whole, "id2label": labels}))
+        assert load(index.parent, CPU, k=1000).names is None
+
+
 def test_text_needs_its_package_and_names(diffusion_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
     folder = diffusion_folder("text")

@@ -23,7 +23,7 @@ TINY = SNGAN(latent=4, width=4, critic_width=4, critic_steps=2, learning_rate=5e
 def begun(
     settings: SNGAN = TINY, classes: int | None = 2, steps: int = 6, seed: int = 1, low: float = 0.0
 ) -> Adversaries:
-    return settings.init(SHAPE, classes, low, 1.0, steps, CPU, seed)
+    return settings.init(SHAPE, classes, (low, 1.0), steps, CPU, seed)
 
 
 def batches(trainee: Trainee, seed: int, rows: int = 6) -> list[tuple[Tensor, Tensor | None]]:
@@ -289,7 +289,7 @@ def test_a_file_is_plain_safetensors(tmp_path: Path) -> None:
 
 def test_is_of_the_protocol() -> None:
     settings: Settings = TINY
-    trainee: Trainee = settings.init(SHAPE, None, 0.0, 1.0, 2, CPU, 0)
+    trainee: Trainee = settings.init(SHAPE, None, (0.0, 1.0), 2, CPU, 0)
     assert trainee.batches == 2
 
 
@@ -302,13 +302,13 @@ def test_small_images_take_smaller_networks_and_fewer_steps() -> None:
     assert small == SNGAN(128, 32, 32, 1, 5e-3)
     assert SNGAN().usual((1, 8, 8))[0] < 10_000
     assert SNGAN(width=12, critic_steps=3).fitted((1, 8, 8)) == replace(small, width=12, critic_steps=3)
-    trainee = SNGAN().init((1, 16, 16), None, 0.0, 1.0, 2, CPU, 0)
+    trainee = SNGAN().init((1, 16, 16), None, (0.0, 1.0), 2, CPU, 0)
     assert (trainee.generator.start[0], trainee.critic.score.weight.shape, trainee.batches) == (32, (1, 32), 1)
 
 
 def test_a_file_says_what_was_left_open(tmp_path: Path) -> None:
     settings = SNGAN(latent=4)
-    trainee = settings.init(SHAPE, 2, 0.0, 1.0, 2, CPU, 0)
+    trainee = settings.init(SHAPE, 2, (0.0, 1.0), 2, CPU, 0)
     path = trainee.save(tmp_path, described(options=asdict(settings)))
     assert load(path)[1]["options"] == asdict(settings.fitted(SHAPE))
 
@@ -331,4 +331,4 @@ def test_refuses(given: dict[str, Any], said: str) -> None:
 
 def test_refuses_images_that_it_cannot_make() -> None:
     with pytest.raises(ValueError, match=r"shape: expected .* even sides of 8 or more"):
-        TINY.init((1, 7, 7), None, 0.0, 1.0, 5, CPU, 0)
+        TINY.init((1, 7, 7), None, (0.0, 1.0), 5, CPU, 0)

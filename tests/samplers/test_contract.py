@@ -83,7 +83,7 @@ def saved_generator(classes: int | None) -> str:
     """The file of a generator of 8x8 grey images that has learnt nothing yet."""
     settings = SNGAN(latent=6, width=4, critic_width=4)
     shape = (1, 8, 8)
-    trainee = settings.init(shape, classes, 0.0, 1.0, 1, torch.device("cpu"), seed=5)
+    trainee = settings.init(shape, classes, (0.0, 1.0), 1, torch.device("cpu"), seed=5)
     trained_on = {"source": "digits", "digest": "0", "size": None, "limit": None}
     about = {"kind": "sn_gan", "shape": shape, "low": 0.0, "high": 1.0, "classes": classes, "class_names": None}
     about |= {"options": dataclasses.asdict(settings), "trained_on": trained_on, "steps": 0, "seed": 5}

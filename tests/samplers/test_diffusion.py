@@ -244,6 +244,19 @@ def test_classes_are_told_by_name(diffusion_folder: Folder) -> None:
         told_for(denoiser, replace(spec, class_names=None), "f", CPU)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [(("drake", "crane", "duck, drake", "crane"), [0, 1, 2, 3]), (("duck", "drake"), [2, 0])],
+)
+def test_names_that_two_classes_have(wanted: tuple[str, ...], expected: list[int], diffusion_folder: Folder) -> None:
+    """A class that is called so comes before one that is also called so; of equal names each keeps its place."""
+    names = ("drake", "crane", "duck, drake", "crane")
+    denoiser = replace(load(diffusion_folder("dit"), CPU, k=3), classes=4, names=names)
+    told = told_for(denoiser, InputSpec((3, 8, 8), len(wanted), class_names=wanted), "f", CPU)
+    assert told is not None
+    assert told.tolist() == expected
+
+
 def test_saved_names_and_classes_are_compared(
     diffusion_folder: Folder, make_problem: MakeProblem, tmp_path: Path
 ) -> None:

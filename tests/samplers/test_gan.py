@@ -32,7 +32,7 @@ def saved(folder: Path, classes: int | None = None, **changed: Any) -> str:
     """A generator whose images are known: of one brightness each, (1 + tanh(z_0 + BIAS)) / 2; of class 0 darker by 2 in
     the tanh's argument, and of class 1 brighter."""
     shape = (1, 8, 8)
-    trainee = SETTINGS.init(shape, classes, 0.0, 1.0, 1, torch.device("cpu"), 1)
+    trainee = SETTINGS.init(shape, classes, (0.0, 1.0), 1, torch.device("cpu"), 1)
     network: Any = trainee.average.network
     with torch.no_grad():
         for name, parameter in network.named_parameters():

@@ -76,8 +76,9 @@ def test_images_are_exact_as_bytes_and_far_from_zero_too(backend: str) -> None:
 
 
 @EVERY
-def test_numbers_whose_squares_overflow_float32(backend: str) -> None:
-    queries, rows = 1e30 * random(4, 3, 1), 1e30 * random(20, 3, 2)
+@pytest.mark.parametrize(("m", "scale"), [(20, 1e30), (5, 1e30), (9, 1e19)])
+def test_numbers_whose_squares_overflow_float32(backend: str, m: int, scale: float) -> None:
+    queries, rows = scale * random(4, 3, 1), scale * random(m, 3, 2)
     found = nearest(queries, rows, 2, backend=backend)
     expected = slow_nearest(queries, rows, 2)
     assert found[1].tolist() == expected[1]
