@@ -106,7 +106,7 @@ def _score_student(
     lines: list[Line] = []
     rows: dict[str, np.ndarray] = {}
     near = _near(settings, folder, head.seed)
-    if not (_gives_input_gradients(teacher) and _gives_input_gradients(student)):
+    if not all("input_grad" in probe.capabilities for probe in (teacher, student)):
         names = [f"worst_case@{epsilon:g}" for _ in near for epsilon in settings.evaluate.epsilons]
         lines += [replace(head, evaluation=name, status="unsupported") for name in names]
         near = []
@@ -134,7 +134,7 @@ def _score_student(
             apart = distances(settings.evaluate.losses, student, teacher, column, some, settings.spec, mode)
             found |= {distance_name(label): value for label, value in apart.items()}
         lines += [replace(head, evaluation=column.name, metric=m, value=finite(v)) for m, v in found.items()]
-        if column.kind != "worst_case":  # searched against the student as it is scored
+        if column.kind != "worst_case":  # searched against this student with the statistics that it has stored
             lines += _beside(settings.spec, replace(head, evaluation=column.name), column, told.logits, beside)
         rowwise = metrics.rowwise(logits, told.logits, column.y)
         rows |= {f"{metric}|{column.name}": rowwise[metric].float().numpy() for metric in ("agreement", "kl")}
@@ -157,11 +157,6 @@ def _beside(
         head = replace(head, student_batchnorm=name)
         lines += [replace(head, metric=f"{metric}_{name}", value=finite(v)) for metric, v in values.items()]
     return lines
-
-
-def _gives_input_gradients(probe: Probe) -> bool:
-    with probe.frozen():  # else gradients of its parameters are taken for the input's
-        return "input_grad" in probe.capabilities
 
 
 def feature_pairs(settings: Settings, teacher: Probe) -> Pairs:

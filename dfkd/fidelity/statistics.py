@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaincinv, ndtr, stdtr, stdtrit  # type: ignore[import-untyped]  # scipy has no types
+from scipy.special import gammaincinv, ndtr, stdtr, stdtrit
 
 from dfkd.fidelity.variance import standard_errors
 

@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import digamma, polygamma  # type: ignore[import-untyped]
+from scipy.special import digamma, polygamma
 
 __all__ = ["standard_errors"]
 

@@ -59,7 +59,19 @@ class Peers:
         return {"student": tuple(node for node in nodes if node not in (TEACHER, STUDENT)), "teacher": ()}
 
     def init(self, problem: Problem, seed: int) -> nn.Module | None:
-        del problem, seed  # nothing to train beside the student
+        """Nothing to train beside the student. ValueError for a node that is not there or gives no logits."""
+        del seed
+        nodes, k = self.needs["student"], problem.spec.num_classes
+        with problem.student.taps(*nodes):
+            pass
+        for node in nodes:
+            try:
+                found = problem.student.feature_shapes(node)[node]
+            except ValueError:  # asked in training only, as most members of a scheme are
+                continue
+            if found != (k,):
+                shape = ", ".join(map(str, ("n", *found)))
+                raise ValueError(f"edges: expected logits of shape (n, {k}) of {node!r}, found ({shape})")
         return None
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:

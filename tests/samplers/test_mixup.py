@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from scipy.stats import beta  # type: ignore[import-untyped]
+from scipy.stats import beta
 from torch import Tensor
 
 from dfkd.problem import Problem

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from scipy.special import softmax  # type: ignore[import-untyped]
-from scipy.stats import entropy  # type: ignore[import-untyped]
+from scipy.special import softmax
+from scipy.stats import entropy
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_cohen_kappa

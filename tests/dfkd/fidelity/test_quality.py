@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.linalg import sqrtm  # type: ignore[import-untyped]  # scipy has no types
+from scipy.linalg import sqrtm
 from torch import Tensor, nn
 
 from dfkd.fidelity import QUALITY, Reference, frechet_distance, precision_recall_density_coverage

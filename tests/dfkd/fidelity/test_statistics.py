@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.stats import nct, t, ttest_1samp  # type: ignore[import-untyped]  # scipy has no types
+from scipy.stats import nct, t, ttest_1samp
 
 from dfkd.fidelity import detectable, holm, leads, paired_difference, spread
 from dfkd.fidelity.variance import shared

@@ -13,6 +13,7 @@ from dfkd.losses.parts import At
 from dfkd.losses.peers import Peers
 from dfkd.problem import Probe, Problem
 from dfkd.rng import initialised
+from dfkd.schemes.mutual import Cohort
 from dfkd.types import Batch, InputSpec, Outputs
 
 N, K = 5, 4
@@ -129,6 +130,19 @@ def test_bad_settings(options: dict[str, Any], message: str) -> None:
 def test_a_node_that_gives_no_logits_is_named() -> None:
     with pytest.raises(ValueError, match=r"edges: expected logits of shape \(5, 4\) of 'b', found \(5, 4, 1\)"):
         evaluate(Peers((("a", "b"),)), b=B[:, :, None])
+
+
+def test_nodes_are_looked_at_before_the_first_draw() -> None:
+    spec = InputSpec((1, 3, 3), K)
+    problem = Problem(Probe(two(2).get_submodule("0"), spec), Probe(First(), spec), spec, torch.device("cpu"))
+    assert Peers((("teacher", "nets.0"), ("teacher", "nets.1"))).init(problem, 0) is None
+    with pytest.raises(ValueError, match=r"edges: expected logits of shape \(n, 4\) of 'nets.0.1', found \(n, 6\)"):
+        Peers((("teacher", "nets.0.1"),)).init(problem, 0)
+    with pytest.raises(ValueError, match=r"unknown 'nets.7'; the nearest is 'nets.\d'"):
+        Peers((("teacher", "nets.7"),)).init(problem, 0)
+    cohort = Cohort([two(3).get_submodule("0"), two(4).get_submodule("1")])
+    problem = Problem(problem.teacher, Probe(cohort, spec), spec, torch.device("cpu"))
+    assert Peers((("members.0", "members.1"),)).init(problem, 0) is None  # the second is asked in training only
 
 
 def test_needs_are_the_paths_and_the_teacher_where_it_teaches() -> None:
