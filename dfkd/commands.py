@@ -100,7 +100,7 @@ def compare(words: list[str], out: Path | None, workers: int | None, dry_run: bo
             budget=config.budget,
             optimiser=config.optimiser,
             seeds=config.seeds,
-            evaluate=config.evaluate,
+            evaluate=replace(config.evaluate, losses=configuration.measures(config.evaluate.losses)),
             device=config.device,
             precision=config.precision,
             student_train=config.student_train,

@@ -23,7 +23,7 @@ from dfkd.engine import Budget, Optimiser
 from dfkd.fidelity import columns
 from dfkd.files import replace_file
 from dfkd.interfaces import Sampler, default_label, is_data_free, preset_of, sources
-from dfkd.jobs import run_all
+from dfkd.jobs import Job, run_all
 from dfkd.losses import KL, Objective, combine
 from dfkd.losses.parts import check_sources
 from dfkd.plan import Evaluation, Settings, run_folder
@@ -33,7 +33,7 @@ from dfkd.rng import derive
 from dfkd.schemes.from_teacher import FromTeacher
 from dfkd.schemes.offline import Student, make_problem, make_student, make_trained
 from dfkd.schemes.together import Together
-from dfkd.scoring import feature_pairs, score_seed
+from dfkd.scoring import feature_pairs, score_seed, try_losses
 from dfkd.types import InputSpec, as_device
 
 if TYPE_CHECKING:
@@ -169,6 +169,7 @@ def _try(settings: Settings) -> None:
     if settings.control_teacher is not None:
         Probe(settings.control_teacher, spec, name="control teacher").check()
     feature_pairs(settings, problem.teacher)
+    try_losses(settings, problem.teacher)
     scheme = settings.student.scheme if isinstance(settings.student, Together) else None
     tried: list[tuple[Objective, int]] = []
     for label, sampler in settings.samplers.items():
@@ -235,7 +236,14 @@ def run(settings: Settings, folder: Path, workers: int = 1, show_progress: bool 
     # the main students of all samplers first: pools that several of them share are filled by the first that asks
     cells = [(label, seed, False) for seed in settings.seeds for label in settings.samplers]
     cells += [(label, seed, True) for seed in settings.controlled for label in settings.samplers]
-    bar, done, all_jobs = runtime.Bar("runs", show_progress), 0, len(cells) + len(settings.seeds)
+    jobs: list[Job] = [(train_cell, (folder, *cell)) for cell in cells]
+    jobs += [(score_seed, (folder, seed)) for seed in settings.seeds]
+    # a seed is scored as soon as its students are there, in the processes that train the others
+    after = {
+        place: [other for other, (_, own, _) in enumerate(cells) if own == seed]
+        for place, seed in enumerate(settings.seeds, start=len(cells))
+    }
+    bar, done, all_jobs = runtime.Bar("runs", show_progress), 0, len(jobs)
 
     def advance(arguments: tuple[Any, ...]) -> None:
         nonlocal done
@@ -243,8 +251,7 @@ def run(settings: Settings, folder: Path, workers: int = 1, show_progress: bool 
         bar.update(done / all_jobs, f"{done} of {all_jobs}: {' '.join(map(str, arguments[1:3]))}")
 
     try:
-        run_all(settings, [(train_cell, (folder, *cell)) for cell in cells], workers, advance)
-        run_all(settings, [(score_seed, (folder, seed)) for seed in settings.seeds], workers, advance)
+        run_all(settings, jobs, workers, advance, after)
     finally:
         bar.close()
     # all lines in one order, however many processes wrote them

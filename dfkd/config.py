@@ -152,6 +152,7 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         objective(self.objective)
+        measures(self.evaluate.losses)
         check_plan(self)
 
 
@@ -410,22 +411,22 @@ def sampler(spec: Any, where: str = "sampler") -> tuple[str | None, Sampler]:
 _SAMPLER = ("name", "data_free", "needs", "uses_student", "init", "draw", "observe")
 
 
-def objective(spec: Mapping[str, Any]) -> Objective:
-    """A weighted sum of losses from {name: {option: value, weight: number}}.
+def objective(spec: Mapping[str, Any], at: str = "objective") -> Objective:
+    """A weighted sum of losses from {name: {option: value, weight: number}}; `at` is where that stands.
 
     A name of the user's own stands for the `loss` that its options name. sources: on the rows of these parts of a
     mixture alone. members: of these members of an ensemble, a term for each with its share of the weight.
     """
     terms: dict[str, tuple[float, Loss]] = {}
     for entry in spec.items():
-        name, options = _named(dict([entry]), "objective")
-        where = f"objective.{name}"
+        name, options = _named(dict([entry]), at)
+        where = f"{at}.{name}"
         weight = _convert(float, options.pop("weight", 1.0), f"{where}.weight")
         sources, members = (
             _convert(tuple[int, ...] | None, options.pop(key, None), f"{where}.{key}") for key in ("sources", "members")
         )
         kind = _convert(str, options.pop("loss", name), f"{where}.loss")
-        loss: Loss = parse(find("objective" if kind == name else f"{where}.loss", kind, LOSSES), options, where)
+        loss: Loss = parse(find(at if kind == name else f"{where}.loss", kind, LOSSES), options, where)
         if sources is not None:
             loss = _part(OfSources, where, loss=loss, sources=sources)
         if members is None:
@@ -436,6 +437,16 @@ def objective(spec: Mapping[str, Any]) -> Objective:
         for member in members:
             terms[f"{name} of member {member}"] = (weight / len(members), At(f"members.{member}", loss, "teacher"))
     return combine(terms)
+
+
+def measures(spec: Mapping[str, Any]) -> dict[str, Loss]:
+    """Losses by label, to measure students by, from {name: {option: value}}."""
+    at = "evaluate.losses"
+    for name, options in spec.items():
+        for option in ("weight", "sources", "members"):
+            if isinstance(options, Mapping) and option in options:
+                raise ValueError(f"{at}.{name}: expected the loss's own options, found {option}, which only trains")
+    return {label: loss for label, (_, loss) in objective(spec, at).terms.items()} if spec else {}
 
 
 def _part(cls: type[Any], where: str, **options: Any) -> Any:

@@ -28,7 +28,7 @@ from dfkd.comparison import Comparison, compare
 from dfkd.data import Dataset, ImageSet, load
 from dfkd.fidelity import QUALITY, Reference, columns, feature_scores, metrics, recalibrated
 from dfkd.interfaces import Preset
-from dfkd.losses import LogitMSE, combine
+from dfkd.losses import CKA, Jacobian, LabelCrossEntropy, LogitMSE, combine
 from dfkd.plan import Settings, some_rows
 from dfkd.problem import Probe
 from samplers import DeepInversion, Gaussian, Mixture, Mixup, Pooled, Real, Uniform
@@ -175,6 +175,42 @@ def test_layers_are_named_in_pairs_and_found_before_any_work(tmp_path: Path, net
     assert not (tmp_path / "d" / "out").exists()
     with pytest.raises(ValueError, match=r"features: expected \[\[student's module path, teacher's\], ...\], found"):
         Evaluation(features=(("a",),))  # type: ignore[arg-type]
+
+
+def test_losses_measure_students_that_were_trained_without_them(tmp_path: Path, network: Network) -> None:
+    """On every column; the Jacobians' distance is asked of the saved student once more."""
+    words: dict[str, Any] = {"student": "digits_cnn", "budget": Budget(steps=1, batch=4)}
+    evaluate = Evaluation(columns=("uniform",), rows=8, losses={"slopes": Jacobian(), "labels": LabelCrossEntropy()})
+    lines = small(tmp_path / "a", network, [Uniform()], evaluate=evaluate, **words).lines
+    found = {line.metric: line.value for line in lines if line.metric.startswith("loss@")}
+    assert found["loss@labels"] is None  # noise has none
+    run = tmp_path / "a" / "out" / "runs" / "uniform-s0"
+    x = columns.uniform_column(SPEC, 8, seed=0).x.float() / 255.0
+    total = 0.0
+    student = package.load(run / "student.safetensors")
+    for row in x:
+        ours, theirs = (
+            torch.autograd.functional.jacobian(lambda one, module=module: module(one[None])[0], row).flatten(1)
+            for module in (student.eval(), network().eval())
+        )
+        total += float((ours - theirs).square().sum())
+    assert found["loss@slopes"] == pytest.approx(total / 8, rel=1e-4)
+    assert "slopes, as a measure" in (tmp_path / "a" / "out" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        ({"cka": CKA("conv9", "bn3")}, "module path of the student: unknown 'conv9'; the nearest is 'conv"),
+        ({"slopes": Jacobian}, r"losses.slopes: expected a loss such as Jacobian\(\), found <class"),
+    ],
+)
+def test_losses_that_cannot_measure_are_found_before_any_work(
+    tmp_path: Path, network: Network, losses: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(tmp_path, network, [Uniform()], student="digits_cnn", evaluate=Evaluation(losses=losses))
+    assert not (tmp_path / "out").exists()
 
 
 def test_other_batchnorm_modes_stand_beside_the_one_compared_in(tmp_path: Path, network: Network) -> None:

@@ -237,6 +237,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"objective": {"kl": {"weight": -1}}}, r"^objective.kl: expected a finite weight >= 0, found -1"),
     ({"objective": {}}, r"^objective: expected at least one loss"),
     ({"objective": "kl"}, r"^objective: expected settings by name, found 'kl'$"),
+    ({"evaluate": {"losses": {"ckaa": {}}}}, r"^evaluate.losses: unknown 'ckaa'; the nearest is 'cka'$"),
+    (
+        {"evaluate": {"losses": {"cka": {"weight": 2}}}},
+        r"^evaluate.losses.cka: expected the loss's own options, found weight, which only trains$",
+    ),
     ({"optimiser": {"name": "adam"}}, r"^optimiser: unknown 'adam'; the nearest is 'adamw'$"),
     ({"optimiser": {"schedule": "cosin"}}, r"^optimiser: schedule: unknown 'cosin'; the nearest is 'cosine'$"),
     ({"evaluate": {"columns": ["tset"]}}, r"^evaluate: columns: unknown 'tset'; the nearest is 'test'$"),
