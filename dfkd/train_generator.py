@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dfkd import checkpoint as files
 from dfkd.augment import flip
+from dfkd.bank import made_from
 from dfkd.config import GeneratorBudget, GeneratorConfig, generator
 from dfkd.files import replace_file
 from dfkd.pixels import to_bytes
@@ -258,12 +259,7 @@ class _Run:
             "classes": plan.classes,
             "class_names": list(spec.class_names or ()) if named else None,
             "options": asdict(plan.settings),
-            "trained_on": {
-                "source": config.data,
-                "digest": plan.dataset.digest,
-                "size": config.size,
-                "limit": config.limit,
-            },
+            "trained_on": self._trained_on(),
             "steps": self.steps,
             "seed": config.seed,
         }
@@ -277,6 +273,12 @@ class _Run:
             "rows": len(self.images),
             **description,
         }
+
+    def _trained_on(self) -> dict[str, Any]:
+        """The data; and of a bank, which may be gone one day, what it was made from."""
+        config, made = self.plan.config, made_from(self.plan.config.data)
+        data = {"source": config.data, "digest": self.plan.dataset.digest, "size": config.size, "limit": config.limit}
+        return data if made is None else {**data, "made_from": made}
 
 
 def _trainee(plan: Plan, device: torch.device) -> Any:

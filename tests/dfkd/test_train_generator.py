@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -367,6 +368,24 @@ def test_a_comparison_draws_from_it_and_says_what_it_was_trained_on(
     assert manifest["read"]["trained_on"] == {file: trained_on}
     assert set(manifest["read"]["sources"]) == {source, file}
     assert manifest["samplers"]["gan"]["sources"] == [file, source]
+
+
+def test_what_a_bank_was_made_from_is_not_forgotten(
+    run: Command, words: list[str], teachers: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Private images, a bank of them, a generator of the bank, and the bank is gone: no run is free of those images."""
+    source, bank, out = words[0].removeprefix("data="), tmp_path / "bank", tmp_path / "gan"
+    copied = ["synthesize", "real", f"sampler.real.data={source}", f"teacher={teachers[0]}", "--n", 40, "--out", bank]
+    assert run(*copied).status == 0
+    assert run("train-generator", f"data={bank}", *words[1:], "budget.steps=1", "--out", out).status == 0
+    shutil.rmtree(bank)
+    gan = f"{{pooled: {{base: {{gan: {{file: {out / 'generator.safetensors'}}}}}, round: 8}}}}"
+    settings = [f"teacher={teachers[0]}", f"sampler={gan}", "budget.steps=1", "budget.batch=8"]
+    assert run("distill", *settings, "--out", tmp_path / "student").status == 0
+    manifest = json.loads((tmp_path / "student" / "manifest.json").read_text())
+    (trained_on,) = manifest["read"]["trained_on"].values()
+    assert (manifest["data_free"], trained_on["source"]) == (False, str(bank))
+    assert (trained_on["made_from"]["data_free"], trained_on["made_from"]["sources"]) == (False, [source])
 
 
 def test_a_student_of_it_has_it_on_its_card(
