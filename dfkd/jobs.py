@@ -6,8 +6,9 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor
+from concurrent.futures import wait as wait_for
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -18,8 +19,22 @@ __all__ = ["Job", "run_all"]
 Job = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
-def run_all(settings: Any, jobs: Sequence[Job], workers: int, finished: Callable[[tuple[Any, ...]], None]) -> list[Any]:
-    """What `job(settings, *arguments)` returned, in order of `jobs`. One worker: this process."""
+def run_all(
+    settings: Any,
+    jobs: Sequence[Job],
+    workers: int,
+    finished: Callable[[tuple[Any, ...]], None],
+    after: Mapping[int, Collection[int]] | None = None,
+) -> list[Any]:
+    """What `job(settings, *arguments)` returned, in order of `jobs`. One worker: this process.
+
+    after: for a job's place among `jobs` the places before it of those that it waits for. Such a job begins as soon as
+    it may, before others that wait for nobody.
+    """
+    after = after or {}
+    for place, earlier in after.items():
+        if not all(0 <= other < place < len(jobs) for other in earlier):
+            raise ValueError(f"after: expected places before {place} of {len(jobs)} jobs, found {sorted(earlier)}")
     if workers == 1 or len(jobs) < 2:
         done = []
         for job, arguments in jobs:
@@ -35,17 +50,23 @@ def run_all(settings: Any, jobs: Sequence[Job], workers: int, finished: Callable
         ) from error
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_begin) as pool:
-        futures: dict[Future[Any], tuple[Any, ...]] = {
-            pool.submit(_work, payloads[job], arguments): arguments for job, arguments in jobs
-        }
+        running: dict[Future[Any], int] = {}
+        waiting, results = list(range(len(jobs))), dict[int, Any]()
         try:
-            for future in as_completed(futures):
-                future.result()
-                finished(futures[future])
+            while waiting or running:
+                ready = [place for place in waiting if all(other in results for other in after.get(place, ()))]
+                for place in sorted(ready, key=lambda place: (place not in after, place))[: workers - len(running)]:
+                    job, arguments = jobs[place]
+                    running[pool.submit(_work, payloads[job], arguments)] = place
+                    waiting.remove(place)
+                for future in wait_for(running, return_when=FIRST_COMPLETED).done:
+                    place = running.pop(future)
+                    results[place] = future.result()
+                    finished(jobs[place][1])
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-        return [future.result() for future in futures]
+        return [results[place] for place in range(len(jobs))]
 
 
 def _work(payload: bytes, arguments: tuple[Any, ...]) -> Any:
