@@ -179,7 +179,8 @@ def test_real_batches_are_the_data(
     train_generator.train(planned(parse(GeneratorConfig, config)), tmp_path)
     assert len(seen) == 2 * 5
     data = load_data(str(quadrants)).train
-    known = {image.numpy().tobytes(): int(y) for image, y in zip(data.x, data.y, strict=True)}  # type: ignore[arg-type]
+    assert data.y is not None
+    known = {image.numpy().tobytes(): int(y) for image, y in zip(data.x, data.y, strict=True)}
     mirrored = 0
     for x, y in seen:
         assert (y is not None) == conditional

@@ -36,7 +36,8 @@ class Recorder(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network, self.asked = network, []  # type: ignore[var-annotated]
+        self.network = network
+        self.asked: list[tuple[Tensor, Tensor, Any]] = []
 
     def forward(self, z: Tensor, time: Tensor, class_labels: Tensor | None) -> Any:
         self.asked.append((z, time, class_labels))
