@@ -138,6 +138,37 @@ FAULTS = (
         ("tests/dfkd/schemes/test_exits.py::test_features_of_exits_are_drawn_to_the_deepest_ones_which_are_fixed",),
     ),
     Fault(
+        "a student in between with statistics of no network",
+        "dfkd/schemes/offline.py",
+        "batch=budget.batch) if anew else None",
+        "batch=budget.batch) if False else None",
+        (
+            "tests/dfkd/schemes/test_from_teacher.py::"
+            "test_in_between_the_statistics_are_those_of_its_own_layers_on_the_first_draws",
+        ),
+    ),
+    Fault(
+        "rounding of rows that are one row as if it were distances",
+        "dfkd/losses/norms.py",
+        "torch.where(there, x / torch.where(there, largest, 1.0), 0.0)",
+        "x / torch.where(there, largest, 1.0)",
+        ("tests/dfkd/losses/test_norms.py::test_distances_of_rows_that_are_one_row_pull_nowhere",),
+    ),
+    Fault(
+        "a relation of a source that has one row in this batch",
+        "dfkd/losses/parts.py",
+        "if len(index) < _least(self.loss):",
+        "if not len(index):",
+        ("tests/dfkd/losses/test_parts.py::test_fewer_rows_of_a_source_than_a_relation_needs_are_nothing",),
+    ),
+    Fault(
+        "a step away from the boundary",
+        "dfkd/fidelity/boundary.py",
+        "logits.gather(1, second) - logits.gather(1, first)",
+        "logits.gather(1, first) - logits.gather(1, second)",
+        ("tests/dfkd/fidelity/test_boundary.py::test_counts_the_rows_nearer_to_the_plane_than_one_step",),
+    ),
+    Fault(
         "a student started at the other end from its teacher",
         "dfkd/schemes/from_teacher.py",
         "torch.lerp(value, other.to(value.dtype), share)",
