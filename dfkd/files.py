@@ -1,6 +1,7 @@
 """Files that are written whole or not at all."""
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,7 +28,10 @@ def replacing(path: Path, what: str = "file") -> Iterator[Path]:
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        draft.touch()
+        usual = stat.S_IMODE(draft.stat().st_mode)
         yield draft
+        draft.chmod(usual)  # some writers make files that only their owner can read
         with draft.open("r+b") as file:
             os.fsync(file.fileno())
         os.replace(draft, path)

@@ -5,6 +5,8 @@ import stat
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from dfkd.files import make_folder, replace_file, replacing
 
@@ -67,3 +69,12 @@ def test_has_the_rights_of_any_other_file(tmp_path: Path) -> None:
     (tmp_path / "other").write_text("")
     replace_file(tmp_path / "x", b"")
     assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == stat.S_IMODE((tmp_path / "other").stat().st_mode)
+
+
+def test_files_of_writers_that_keep_to_themselves_are_as_readable_as_others(tmp_path: Path) -> None:
+    """safetensors makes files that only their owner can read."""
+    with replacing(tmp_path / "weights") as draft:
+        save_file({"x": torch.zeros(1)}, draft)
+    (tmp_path / "other").touch()
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("weights", "other")]
+    assert modes[0] == modes[1]
