@@ -4,6 +4,7 @@ A loss called by itself trains nothing and draws the same every time, so what it
 a number that can be compared between runs, whatever these were trained to minimise.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
@@ -15,7 +16,6 @@ from dfkd.fidelity.metrics import Metric
 from dfkd.interfaces import Loss
 from dfkd.pixels import to_pixels
 from dfkd.problem import Probe
-from dfkd.results import finite
 from dfkd.types import Batch, BatchNormMode, InputSpec, UnlabelledBatch
 
 __all__ = ["DISTANCE", "distance_name", "distances"]
@@ -59,7 +59,9 @@ def distances(
                 except UnlabelledBatch:
                     unlabelled.add(label)
     means = {label: total / len(rows) for label, total in sums.items()}
-    return {label: None if label in unlabelled else finite(mean) for label, mean in means.items()}
+    return {
+        label: None if label in unlabelled else mean if math.isfinite(mean) else None for label, mean in means.items()
+    }
 
 
 @contextmanager
