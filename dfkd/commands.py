@@ -41,6 +41,7 @@ from dfkd.resolve import (
     teacher_of,
     teacher_spec,
     trained_here,
+    untrained,
 )
 from dfkd.types import InputSpec, as_device
 
@@ -63,16 +64,31 @@ def compare(words: list[str], out: Path | None, workers: int | None, dry_run: bo
         _print_yaml(resolved)
         return
     from dfkd.comparison import compare as run
+    from dfkd.comparison import try_settings
+    from dfkd.plan import Settings
 
     if out is None and words:
         raise ValueError("--out: expected a folder to write to, found none")
     folder = Path("runs/demo") if out is None else out
     as_device(config.device)
-    objective = configuration.objective(config.objective)
     spec = teacher_spec(config.teacher, "teacher")
     student = student_of(config.student, spec)
     _require_test(config.teacher)
+    settings: dict[str, Any] = {
+        "objective": configuration.objective(config.objective),
+        "budget": config.budget,
+        "optimiser": config.optimiser,
+        "seeds": config.seeds,
+        "evaluate": replace(config.evaluate, losses=configuration.measures(config.evaluate.losses)),
+        "precision": config.precision,
+        "student_train": config.student_train,
+        "student_score": config.student_score,
+        "preset": config.preset,
+    }
     torch.set_num_threads(1)
+    fresh = None if (folder / _TEACHER).exists() else untrained(config.teacher, spec, "teacher")
+    if fresh is not None:  # what does not fit is found before a teacher is trained
+        try_settings(Settings(fresh, student, config.samplers, spec, **settings))
     with claimed(folder, resolved):
         named = _control(config, spec)
         # what is read from a file is read before anything is trained
@@ -80,7 +96,7 @@ def compare(words: list[str], out: Path | None, workers: int | None, dry_run: bo
         if named is not None and not trained_here(named):
             whole = bool(named.members)
             control = teacher_of(named, None, _CONTROL) if whole else load_model(named, spec, _CONTROL)
-        teacher = teacher_of(config.teacher, folder / "teacher.safetensors", "teacher", config.device)
+        teacher = teacher_of(config.teacher, folder / _TEACHER, "teacher", config.device)
         if named is not None and control is None:
             control = teacher_of(named, folder / "control_teacher.safetensors", _CONTROL, config.device)
         data = None
@@ -96,16 +112,8 @@ def compare(words: list[str], out: Path | None, workers: int | None, dry_run: bo
             spec=spec,
             control_teacher=control,
             control_seeds=config.control_seeds,
-            objective=objective,
-            budget=config.budget,
-            optimiser=config.optimiser,
-            seeds=config.seeds,
-            evaluate=replace(config.evaluate, losses=configuration.measures(config.evaluate.losses)),
+            **settings,
             device=config.device,
-            precision=config.precision,
-            student_train=config.student_train,
-            student_score=config.student_score,
-            preset=config.preset,
             out=folder,
             workers=workers or _default_workers(config.device),
             config=resolved,
@@ -115,7 +123,7 @@ def compare(words: list[str], out: Path | None, workers: int | None, dry_run: bo
     say(f"report: {folder / 'report.html'}")
 
 
-_CONTROL = "control_teacher"
+_TEACHER, _CONTROL = "teacher.safetensors", "control_teacher"
 
 
 def _control(config: CompareConfig, spec: InputSpec) -> TeacherConfig | None:
@@ -236,12 +244,20 @@ def distill(words: list[str], out: Path | None, dry_run: bool) -> None:
     spec = teacher_spec(config.teacher, "teacher")
     student = student_of(config.student, spec)
     assistants_of(config, spec)  # what does not fit is found now
+    from dfkd.comparison import try_settings
     from dfkd.distillation import best_of_several, one_student
+    from dfkd.plan import Settings
     from dfkd.schemes.offline import make_student
 
     samplers = [sampler for sampler in (*config.samplers.values(), config.sampler) if sampler is not None]
+    fresh = None if (out / _TEACHER).exists() else untrained(config.teacher, spec, "teacher")
+    if fresh is not None:  # what does not fit is found before a teacher is trained
+        names = config.samplers or {sampler.name: sampler for sampler in samplers}
+        objective = configuration.objective(config.objective)
+        shared: dict[str, Any] = {"objective": objective, "budget": config.budget, "optimiser": config.optimiser}
+        try_settings(Settings(fresh, student, names, spec, preset=config.preset, **shared))
     with claimed(out, resolved):
-        teacher = teacher_of(config.teacher, out / "teacher.safetensors", "teacher", config.device)
+        teacher = teacher_of(config.teacher, out / _TEACHER, "teacher", config.device)
         manifest = {
             **runtime.describe(),
             "seeds": [config.seed],

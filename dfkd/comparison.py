@@ -133,7 +133,7 @@ def compare(
         budget=budget or Budget(steps=2000),
         optimiser=optimiser or Optimiser(),
     )
-    _try(settings)
+    try_settings(settings)
     folder = Path(tempfile.mkdtemp(prefix="dfkd-")) if out is None else Path(out)
     with claimed(folder, _describe(settings) if config is None else config):
         manifest = _manifest(settings)
@@ -154,7 +154,7 @@ def _dataset(data: "str | Path | Dataset | None") -> "Dataset | None":
     return data
 
 
-def _try(settings: Settings) -> None:
+def try_settings(settings: Settings) -> None:
     """Finds what does not fit together before any work is done."""
     spec, data = settings.spec, settings.data
     if data is not None and (data.spec.shape, data.spec.num_classes) != (spec.shape, spec.num_classes):

@@ -29,6 +29,7 @@ __all__ = [
     "teacher_of",
     "teacher_spec",
     "trained_here",
+    "untrained",
 ]
 
 _console = Console(stderr=True, highlight=False)
@@ -87,6 +88,22 @@ def teacher_of(teacher: TeacherConfig, file: Path | None, where: str, device: st
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return module
+
+
+def untrained(teacher: TeacherConfig, spec: InputSpec, where: str) -> nn.Module | None:
+    """The teacher with fresh weights, on which settings are tried before its own are trained; None where none are."""
+    from dfkd.schemes.ensemble import Ensemble
+
+    if not trained_here(teacher):
+        return None
+    check_source(teacher, where)
+    made = []
+    for member, place in members_of(teacher, where) if teacher.members else [(teacher, where)]:
+        model, options = _built_as(member)
+        normalise, _ = _normalise(member.normalise, member.model, member.weights, place)
+        with _at(place):
+            made.append(models.load_teacher(model, spec, normalise=normalise, **options))
+    return Ensemble(made, teacher.rule, teacher.temperature).eval() if teacher.members else made[0]
 
 
 def check_source(teacher: TeacherConfig, where: str) -> None:

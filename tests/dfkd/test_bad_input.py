@@ -222,6 +222,30 @@ def test_losses_that_cannot_be_used(run: Command, place: Path, teachers: tuple[P
     assert (place / "out").exists() == (kind == "no sources")  # which a batch alone shows
 
 
+@pytest.mark.parametrize(
+    ("kind", "members"),
+    [
+        ("student's tap", ""),
+        ("teacher's tap", ""),
+        ("shapes", ""),
+        ("memory", ""),
+        ("student's tap", "[{}, {seed: 1}]"),
+    ],
+)
+def test_no_teacher_is_trained_for_losses_that_cannot_be_used(
+    run: Command, place: Path, quadrants: Path, kind: str, members: str
+) -> None:
+    objective, part = LOSSES[kind]
+    words = [f"teacher.data={quadrants}", "teacher.model=digits_cnn", "teacher.options.width=4", "budget.batch=16"]
+    words += [f"objective={objective!r}", "student={model: digits_cnn, options: {width: 4}}", "budget.steps=2"]
+    words += [f"teacher.members={members}"] if members else []
+    for command, inputs in (("distill", "sampler=uniform"), ("compare", "samplers=[uniform]")):
+        said = run(command, *words, inputs, "--out", "out")
+        refused(said, part)
+        assert "training" not in said.err
+        assert not (place / "out").exists()
+
+
 def test_a_source_that_a_mixture_has_not(run: Command, place: Path, teachers: tuple[Path, Path]) -> None:
     words = [f"teacher={teachers[0]}", "objective={kl: {sources: [2]}}", "budget.steps=2", "--out", "out"]
     mixture = "{mixture: {samplers: [uniform, gaussian]}}"
