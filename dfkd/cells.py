@@ -19,6 +19,7 @@ from dfkd.interfaces import is_data_free
 from dfkd.plan import Settings, bank_file, read_record, reference_of, run_folder, some_rows
 from dfkd.problem import Probe, Problem, UnsupportedProblem
 from dfkd.schemes.offline import Distilled, distill
+from dfkd.types import UnlabelledBatch
 
 __all__ = ["train_cell"]
 
@@ -75,7 +76,7 @@ def train_cell(settings: Settings, folder: Path, label: str, seed: int, control:
             identity=f"{label}-s{seed}-{name}",
             monitor=None if control else _monitor(settings),
         )
-    except UnsupportedProblem as error:
+    except (UnsupportedProblem, UnlabelledBatch) as error:
         record |= {"status": "unsupported", "reason": str(error)}
     else:
         record |= _keep(settings, folder, label, seed, control, distilled)

@@ -712,6 +712,21 @@ def test_unsupported_and_diverged_runs_are_lines(
     assert "diverged" in again.out
 
 
+def test_a_sampler_without_labels_is_a_line_where_labels_are_learnt(
+    tmp_path: Path, network: Network, quadrants: Path
+) -> None:
+    objective = combine({"labels": (1.0, LabelCrossEntropy())})
+    samplers = {"real": Real(data=str(quadrants)), "noise": Uniform()}
+    lines = small(
+        tmp_path, network, samplers, objective=objective, evaluate=Evaluation(columns=("uniform",), rows=8)
+    ).lines
+    assert {line.status for line in lines if line.sampler == "real"} == {"ok"}
+    (line,) = (line for line in lines if line.sampler == "noise")
+    assert (line.status, line.value) == ("unsupported", None)
+    reason = json.loads((tmp_path / "out" / "runs" / "noise-s0" / "student.json").read_text())["reason"]
+    assert reason == "label_ce: needs ground-truth labels, found a batch without y"
+
+
 # -- from Python -------------------------------------------------------------------------------------------------------
 
 
