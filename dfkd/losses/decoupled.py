@@ -6,14 +6,13 @@ class is the teacher's first; the warm-up is a share of the run (theirs: 20 of 2
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from dfkd.losses.response import NO_TAPS, comparable, log_probabilities, require_temperature
+from dfkd.losses.response import OfLogits, comparable, log_probabilities, require_temperature
 from dfkd.problem import Problem
 from dfkd.types import Batch, Outputs
 
@@ -42,7 +41,7 @@ def decoupled_nats(
 
 
 @dataclass(frozen=True)
-class DKD:
+class DKD(OfLogits):
     """How sure of one class, and how the others compare, weighed apart, in nats.
 
     alpha: >= 0, weight of the first part. beta: >= 0, of the second. temperature: > 0. label: the class; `teacher` (its
@@ -58,10 +57,6 @@ class DKD:
     warmup: float = 20 / 240
     standardise: bool = False
     name: ClassVar[str] = "dkd"
-    needs: ClassVar[Mapping[str, tuple[str, ...]]] = NO_TAPS
-    input_grad: ClassVar[bool] = False
-    coupled: ClassVar[bool] = False
-    uses_teacher: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name, value in (("alpha", self.alpha), ("beta", self.beta)):

@@ -5,15 +5,13 @@ row or class whose probabilities are all equal has no correlation: 1 for one mod
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from dfkd.losses.norms import apart, unit
-from dfkd.losses.response import NO_TAPS, log_probabilities, require_temperature
-from dfkd.problem import Problem
+from dfkd.losses.response import OfLogits, log_probabilities, require_temperature
 from dfkd.types import Batch, Outputs
 
 __all__ = ["DIST", "pearson_distances"]
@@ -40,7 +38,7 @@ def _varying(a: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DIST:
+class DIST(OfLogits):
     """1 - the correlation of the two models' probabilities: over the classes of a row, and over the rows for a class.
 
     beta: >= 0, weight of the first, a mean over rows. gamma: >= 0, of the second, a mean over classes that every row
@@ -51,10 +49,7 @@ class DIST:
     gamma: float = 1.0
     temperature: float = 1.0
     name: ClassVar[str] = "dist"
-    needs: ClassVar[Mapping[str, tuple[str, ...]]] = NO_TAPS
-    input_grad: ClassVar[bool] = False
     coupled: ClassVar[bool] = True
-    uses_teacher: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name, value in (("beta", self.beta), ("gamma", self.gamma)):
@@ -65,10 +60,6 @@ class DIST:
     @property
     def scale(self) -> float:
         return self.temperature**2
-
-    def init(self, problem: Problem, seed: int) -> nn.Module | None:
-        del problem, seed  # nothing to train beside the student
-        return None
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
         del batch

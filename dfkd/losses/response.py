@@ -83,21 +83,29 @@ def require_temperature(temperature: float) -> None:
         raise ValueError(f"temperature: expected a number > 0, found {temperature!r}")
 
 
-@dataclass(frozen=True)
-class KL:
-    """KL(teacher || student) in nats.
+class OfLogits:
+    """What a loss of both models' logits is unless it says otherwise: row by row, nothing to tap, nothing to train."""
 
-    temperature: > 0, no unit; the higher, the more the unlikely classes count. standardise: whether the logits of each
-    row are first brought to mean 0 and standard deviation 1.
-    """
-
-    temperature: float = 1.0
-    standardise: bool = False
-    name: ClassVar[str] = "kl"
     needs: ClassVar[Mapping[str, tuple[str, ...]]] = NO_TAPS
     input_grad: ClassVar[bool] = False
     coupled: ClassVar[bool] = False
     uses_teacher: ClassVar[bool] = True
+
+    @property
+    def scale(self) -> float:
+        return 1.0
+
+    def init(self, problem: Problem, seed: int) -> nn.Module | None:
+        del problem, seed  # nothing to train beside the student
+        return None
+
+
+@dataclass(frozen=True)
+class Softened(OfLogits):
+    """The options of losses between softened probabilities."""
+
+    temperature: float = 1.0
+    standardise: bool = False
 
     def __post_init__(self) -> None:
         require_temperature(self.temperature)
@@ -106,9 +114,16 @@ class KL:
     def scale(self) -> float:
         return self.temperature**2
 
-    def init(self, problem: Problem, seed: int) -> nn.Module | None:
-        del problem, seed  # nothing to train beside the student
-        return None
+
+@dataclass(frozen=True)
+class KL(Softened):
+    """KL(teacher || student) in nats.
+
+    temperature: > 0, no unit; the higher, the more the unlikely classes count. standardise: whether the logits of each
+    row are first brought to mean 0 and standard deviation 1.
+    """
+
+    name: ClassVar[str] = "kl"
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
         del batch
@@ -116,31 +131,14 @@ class KL:
 
 
 @dataclass(frozen=True)
-class ReverseKL:
+class ReverseKL(Softened):
     """KL(student || teacher) in nats.
 
     temperature: > 0, no unit; the higher, the more the unlikely classes count. standardise: whether the logits of each
     row are first brought to mean 0 and standard deviation 1.
     """
 
-    temperature: float = 1.0
-    standardise: bool = False
     name: ClassVar[str] = "reverse_kl"
-    needs: ClassVar[Mapping[str, tuple[str, ...]]] = NO_TAPS
-    input_grad: ClassVar[bool] = False
-    coupled: ClassVar[bool] = False
-    uses_teacher: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        require_temperature(self.temperature)
-
-    @property
-    def scale(self) -> float:
-        return self.temperature**2
-
-    def init(self, problem: Problem, seed: int) -> nn.Module | None:
-        del problem, seed  # nothing to train beside the student
-        return None
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
         del batch
@@ -148,31 +146,14 @@ class ReverseKL:
 
 
 @dataclass(frozen=True)
-class JensenShannon:
+class JensenShannon(Softened):
     """Jensen-Shannon in nats.
 
     temperature: > 0, no unit; the higher, the more the unlikely classes count. standardise: whether the logits of each
     row are first brought to mean 0 and standard deviation 1.
     """
 
-    temperature: float = 1.0
-    standardise: bool = False
     name: ClassVar[str] = "js"
-    needs: ClassVar[Mapping[str, tuple[str, ...]]] = NO_TAPS
-    input_grad: ClassVar[bool] = False
-    coupled: ClassVar[bool] = False
-    uses_teacher: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        require_temperature(self.temperature)
-
-    @property
-    def scale(self) -> float:
-        return self.temperature**2
-
-    def init(self, problem: Problem, seed: int) -> nn.Module | None:
-        del problem, seed  # nothing to train beside the student
-        return None
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
         del batch
@@ -180,19 +161,10 @@ class JensenShannon:
 
 
 @dataclass(frozen=True)
-class LogitMSE:
+class LogitMSE(OfLogits):
     """Sum over classes of squared logit differences, in squared logits. No options."""
 
     name: ClassVar[str] = "logit_mse"
-    needs: ClassVar[Mapping[str, tuple[str, ...]]] = NO_TAPS
-    input_grad: ClassVar[bool] = False
-    coupled: ClassVar[bool] = False
-    uses_teacher: ClassVar[bool] = True
-    scale: ClassVar[float] = 1.0
-
-    def init(self, problem: Problem, seed: int) -> nn.Module | None:
-        del problem, seed  # nothing to train beside the student
-        return None
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
         del batch
@@ -201,19 +173,10 @@ class LogitMSE:
 
 
 @dataclass(frozen=True)
-class LogitL1:
+class LogitL1(OfLogits):
     """Sum over classes of absolute logit differences, in logits. No options."""
 
     name: ClassVar[str] = "logit_l1"
-    needs: ClassVar[Mapping[str, tuple[str, ...]]] = NO_TAPS
-    input_grad: ClassVar[bool] = False
-    coupled: ClassVar[bool] = False
-    uses_teacher: ClassVar[bool] = True
-    scale: ClassVar[float] = 1.0
-
-    def init(self, problem: Problem, seed: int) -> nn.Module | None:
-        del problem, seed  # nothing to train beside the student
-        return None
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
         del batch
@@ -222,7 +185,7 @@ class LogitL1:
 
 
 @dataclass(frozen=True)
-class LogitHuber:
+class LogitHuber(OfLogits):
     """Sum over classes of Huber's function of logit differences d, in squared logits: d^2 / 2, beyond delta a line.
 
     delta: in logits, > 0; where the slope stops growing.
@@ -230,19 +193,10 @@ class LogitHuber:
 
     delta: float = 1.0
     name: ClassVar[str] = "logit_huber"
-    needs: ClassVar[Mapping[str, tuple[str, ...]]] = NO_TAPS
-    input_grad: ClassVar[bool] = False
-    coupled: ClassVar[bool] = False
-    uses_teacher: ClassVar[bool] = True
-    scale: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         if not 0.0 < self.delta < math.inf:
             raise ValueError(f"delta: expected a number > 0, found {self.delta!r}")
-
-    def init(self, problem: Problem, seed: int) -> nn.Module | None:
-        del problem, seed  # nothing to train beside the student
-        return None
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
         del batch
@@ -252,19 +206,10 @@ class LogitHuber:
 
 
 @dataclass(frozen=True)
-class HardLabel:
+class HardLabel(OfLogits):
     """Cross-entropy of the student with the teacher's top class, in nats. No options."""
 
     name: ClassVar[str] = "hard_label"
-    needs: ClassVar[Mapping[str, tuple[str, ...]]] = NO_TAPS
-    input_grad: ClassVar[bool] = False
-    coupled: ClassVar[bool] = False
-    uses_teacher: ClassVar[bool] = True
-    scale: ClassVar[float] = 1.0
-
-    def init(self, problem: Problem, seed: int) -> nn.Module | None:
-        del problem, seed  # nothing to train beside the student
-        return None
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
         del batch
@@ -273,19 +218,11 @@ class HardLabel:
 
 
 @dataclass(frozen=True)
-class LabelCrossEntropy:
+class LabelCrossEntropy(OfLogits):
     """Cross-entropy of the student with the batch's true labels, (n,) or mixed (n, k), in nats. No options."""
 
     name: ClassVar[str] = "label_ce"
-    needs: ClassVar[Mapping[str, tuple[str, ...]]] = NO_TAPS
-    input_grad: ClassVar[bool] = False
-    coupled: ClassVar[bool] = False
     uses_teacher: ClassVar[bool] = False
-    scale: ClassVar[float] = 1.0
-
-    def init(self, problem: Problem, seed: int) -> nn.Module | None:
-        del problem, seed  # nothing to train beside the student
-        return None
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
         del teacher

@@ -3,7 +3,6 @@
 no paper: the one-sample form of the cross-entropy with soft labels, whose expectation it is.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfkd.losses.response import NO_TAPS, require_temperature, same_shape, widened
+from dfkd.losses.response import OfLogits, require_temperature, same_shape, widened
 from dfkd.problem import Problem
 from dfkd.rng import Stream
 from dfkd.types import Batch, Outputs
@@ -28,7 +27,7 @@ def drawn_labels(teacher_logits: Tensor, generator: torch.Generator, temperature
 
 
 @dataclass(frozen=True)
-class SampledLabel:
+class SampledLabel(OfLogits):
     """Cross-entropy of the student with a class drawn from the teacher's softened probabilities, in nats.
 
     temperature: > 0, of the teacher's probabilities; the student's are not softened. In a run every step draws anew,
@@ -37,11 +36,6 @@ class SampledLabel:
 
     temperature: float = 1.0
     name: ClassVar[str] = "sampled_label"
-    needs: ClassVar[Mapping[str, tuple[str, ...]]] = NO_TAPS
-    input_grad: ClassVar[bool] = False
-    coupled: ClassVar[bool] = False
-    uses_teacher: ClassVar[bool] = True
-    scale: ClassVar[float] = 1.0  # the student is asked at temperature 1
 
     def __post_init__(self) -> None:
         require_temperature(self.temperature)
