@@ -362,8 +362,8 @@ FAULTS = (
     Fault(
         "a transposed convolution with the kernel as it was",
         "generators/doubling.py",
-        "pad(self.weight.flip(2, 3), (1, 1, 1, 1))",
-        "pad(self.weight, (1, 1, 1, 1))",
+        "pad(weight.flip(2, 3), (1, 1, 1, 1))",
+        "pad(weight, (1, 1, 1, 1))",
         ("tests/generators/test_doubling.py",),
     ),
     Fault(
