@@ -1,0 +1,294 @@
+"""How many images a second each sampler makes, and saved generators: of digits, and of 32x32 with a WRN-40-2.
+
+no paper. One draw makes as many images as it gives: banks get a round at every draw, generators that learn beside the
+student take their steps at every draw. What a bank or a round shows more often than once is thus not in it. Searches
+whose published number of steps would take minutes have fewer here; `at published steps` is what that number makes of
+the measured one, by proportion alone.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from dfkd.interfaces import Sampler
+from dfkd.models import build
+from dfkd.naming import unknown
+from dfkd.problem import Probe, Problem, UnsupportedProblem
+from dfkd.registry import SAMPLERS, find
+from dfkd.rng import derive, initialised
+from dfkd.types import InputSpec
+
+__all__ = [
+    "ENTRIES",
+    "HEAD",
+    "SIZES",
+    "Entry",
+    "Made",
+    "as_json",
+    "as_text",
+    "problem_of",
+    "saved_generators",
+    "throughput",
+]
+
+SEED = 0
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Size:
+    """spec, teacher, student; batch: images in a draw. steps: the most of a search, None for all that are published."""
+
+    spec: InputSpec
+    teacher: str
+    student: str
+    batch: int
+    steps: int | None
+
+
+SIZES = {
+    "digits": Size(InputSpec((1, 8, 8), 10), "digits_cnn", "digits_cnn", 64, 20),
+    "32x32": Size(InputSpec((3, 32, 32), 10), "wrn-40-2", "wrn-16-1", 32, 2),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """options: of the sampler, beside the batch. steps: what its search is told, None where it has none. base: another
+    entry that it draws from. saved: which saved generator it draws from, and by which option. batched: whether it has a
+    batch of its own. anew: whether it makes all of its images before the first draw, so that each begins anew."""
+
+    sampler: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    steps: int | None = None
+    base: str | None = None
+    saved: tuple[str, str] | None = None
+    batched: bool = True
+    anew: bool = False
+
+
+def _plain(name: str, **options: Any) -> Entry:
+    return Entry(name, options, batched=False)
+
+
+ROUND = {"every": 1, "warmup": 1}
+ENTRIES: dict[str, Entry] = {
+    "uniform": _plain("uniform"),
+    "gaussian": _plain("gaussian"),
+    "smoothed": _plain("smoothed"),
+    "dead_leaves": _plain("dead_leaves"),
+    "spectrum": _plain("spectrum"),
+    "shader": _plain("shader"),
+    "one_image": _plain("one_image"),
+    "real": _plain("real"),
+    "mixup": Entry("mixup", base="real", batched=False),
+    "cutmix": Entry("cutmix", base="real", batched=False),
+    "adversarial": Entry("adversarial", steps=5, base="uniform", batched=False),
+    "augmented": Entry("augmented", base="uniform", batched=False),
+    "balanced": Entry("balanced", base="uniform", batched=False),
+    "mixture": _plain("mixture", samplers=("uniform", "gaussian")),
+    "robust": _plain("robust", samplers=("uniform", "gaussian")),
+    "pooled": Entry("pooled", {"every": 1}, base="uniform", batched=False),
+    "prioritised": Entry("prioritised", {"every": 1}, base="uniform", batched=False),
+    "energy": Entry("energy", steps=20),
+    "deep_inversion": Entry("deep_inversion", steps=2000),
+    "generative": Entry("generative", {"student_steps": 1}),
+    "dafl": Entry("dafl"),
+    "dfad": Entry("dfad", {"student_steps": 1}),
+    "zskt": Entry("zskt", {"student_steps": 1}),
+    "dfq": Entry("dfq", {"student_steps": 1}),
+    "mad": Entry("mad", {"student_steps": 1}),
+    "pre_dfkd": Entry("pre_dfkd", {"student_steps": 1}),
+    "cmi": Entry("cmi", {**ROUND, "negatives": 64}, steps=200),
+    "fast_dfkd": Entry("fast_dfkd", {"every": 1, "warmup": 0}, steps=5),
+    "nayer": Entry("nayer", {"every": 1, "warmup": 0, "rounds": 1}, steps=40),
+    "sre2l": Entry("sre2l", {"rounds": 1}, steps=1000, anew=True),
+    "ssd_kd": Entry("ssd_kd", {"every": 1, "warmup": 1}, steps=5),
+    "spaceshipnet": Entry("spaceshipnet", {"every": 1}, steps=200),
+    "gan": Entry("gan", saved=("sn_gan", "file")),
+    "gan, searched": Entry("gan", steps=10, saved=("sn_gan", "file")),
+    "diffusion, 20 steps of dpm_solver": Entry(
+        "diffusion", {"scheduler": "dpm_solver"}, 20, saved=("diffusion", "folder")
+    ),
+    "diffusion, 1000 steps of ddpm": Entry("diffusion", {"scheduler": "ddpm"}, 1000, saved=("diffusion", "folder")),
+}
+"""Every sampler of the table but those that read images of another domain, which nothing here has."""
+
+ALL_STEPS = ("diffusion, 20 steps of dpm_solver", "diffusion, 1000 steps of ddpm")
+"""What is compared by its number of steps has all of them, however long that takes, where images are small."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """per_second: images, median over repetitions, and its extremes. steps: of the search; published: as authors have
+    it, None where they have none. why: of what could not be measured; nothing else is said then."""
+
+    size: str
+    name: str
+    batch: int
+    per_second: float = 0.0
+    extremes: tuple[float, float] = (0.0, 0.0)
+    steps: int | None = None
+    published: int | None = None
+    repetitions: int = 0
+    why: str = ""
+
+    @property
+    def at_published(self) -> float | None:
+        """Images a second, were the steps as many as published and all that there is."""
+        if self.steps is None or self.published is None or self.steps == self.published:
+            return None
+        return self.per_second * self.steps / self.published
+
+
+HEAD = (
+    f"{'images':8} {'sampler':36} {'batch':>5}  {'images / s':>10}  {'min to max':>21}  {'steps':>11}  "
+    "at published steps"
+)
+
+
+def throughput(
+    repetitions: int = 5, clock: Clock = time.perf_counter, only: Sequence[str] | None = None, device: str = "cpu"
+) -> Iterator[Made]:
+    """A row for each size and sampler as it is measured. ValueError for a name that is not in the table."""
+    for name in only or ():
+        if name not in ENTRIES:
+            raise unknown("sampler", name, list(ENTRIES))
+    torch.set_num_threads(1)
+    with TemporaryDirectory() as folder:
+        for size in SIZES:
+            problem = problem_of(size, torch.device(device))
+            saved: dict[str, str] = {}
+            for name in only or ENTRIES:
+                yield measured(size, name, problem, repetitions, clock, Path(folder) / size, saved)
+
+
+def measured(
+    size: str, name: str, problem: Problem, repetitions: int, clock: Clock, folder: Path, saved: dict[str, str]
+) -> Made:
+    """One row. saved: the files of saved generators by kind, made where they are first needed."""
+    entry, about = ENTRIES[name], SIZES[size]
+    steps = _steps(entry, name, about)
+    row = Made(size, name, about.batch, steps=steps, published=entry.steps)
+    try:
+        if entry.saved is not None and entry.saved[0] not in saved:
+            saved[entry.saved[0]] = saved_generators(entry.saved[0], problem, folder)
+        sampler = _sampler(entry, about, steps, saved)
+        state = sampler.init(problem, derive(SEED, name))
+        times = []
+        for _ in range(repetitions + 1):  # the first is not counted
+            if entry.anew:
+                state = sampler.init(problem, derive(SEED, name))
+            _wait(problem)
+            began = clock()
+            sampler.draw(state, problem, about.batch)
+            _wait(problem)
+            times.append(max(clock() - began, 1e-9))
+    except (UnsupportedProblem, ImportError, ValueError) as error:
+        return dataclasses.replace(row, why=" ".join(str(error).split())[:200])
+    rates = [about.batch / seconds for seconds in times[1:]]
+    return dataclasses.replace(row, per_second=median(rates), extremes=(min(rates), max(rates)), repetitions=len(rates))
+
+
+def _steps(entry: Entry, name: str, size: Size) -> int | None:
+    if entry.steps is None or size.steps is None or (name in ALL_STEPS and size.spec.height <= 8):
+        return entry.steps
+    return min(entry.steps, size.steps)
+
+
+def _sampler(entry: Entry, size: Size, steps: int | None, saved: Mapping[str, str]) -> Sampler:
+    kind = find("sampler", entry.sampler, SAMPLERS)
+    options = dict(entry.options)
+    if entry.batched:
+        options["batch"] = size.batch
+    if steps is not None:
+        options["steps"] = steps
+    if entry.sampler in ("pooled", "prioritised"):
+        options["round"] = size.batch
+    if entry.sampler == "pre_dfkd":
+        options |= {"memory_new": size.batch // 2, "memory_old": size.batch // 4}
+    if entry.sampler == "real":
+        options["data"] = real_data(size.spec)
+    if entry.base is not None:
+        options["base"] = _sampler(ENTRIES[entry.base], size, None, saved)
+    if "samplers" in options:
+        options["samplers"] = tuple(_sampler(ENTRIES[one], size, None, saved) for one in options["samplers"])
+    if entry.saved is not None:
+        options[entry.saved[1]] = saved[entry.saved[0]]
+    made: Sampler = kind(**options)
+    return made
+
+
+def real_data(spec: InputSpec) -> str:
+    """Digits, or a file of noise of their shape: what is in it costs nothing."""
+    from .overhead import _noise_file
+
+    return "digits" if spec.shape == (1, 8, 8) else _noise_file(spec)
+
+
+def problem_of(size: str, device: torch.device) -> Problem:
+    """Both networks with weights of their own; the teacher has seen noise, so that its statistics are not none's."""
+    about = SIZES[size]
+    with initialised(derive(SEED, size)):
+        teacher, student = (build(net, about.spec) for net in (about.teacher, about.student))
+        with torch.no_grad():
+            for _ in range(3):
+                teacher.train()(torch.rand(about.batch, *about.spec.shape))
+    probes = Probe(teacher.eval(), about.spec, device), Probe(student, about.spec, device, name="student")
+    return Problem(*probes, about.spec, device, seed=SEED)
+
+
+def saved_generators(kind: str, problem: Problem, folder: Path, steps: int = 3) -> str:
+    """The file (or folder) of a generator of classes that has learnt a few steps of noise: how fast is all we ask."""
+    if kind == "diffusion":
+        from generators.diffusion import Diffusion
+
+        settings: Any = Diffusion()
+    else:
+        from generators.sn_gan_training import SNGAN
+
+        settings = SNGAN()
+    spec, device = problem.spec, problem.device
+    trainee = settings.init(spec.shape, spec.num_classes, (spec.low, spec.high), steps, device, SEED)
+    rng = torch.Generator(device).manual_seed(SEED)
+    rows = (torch.rand(8, *spec.shape, device=device), torch.arange(8, device=device) % spec.num_classes)
+    for _ in range(steps):
+        trainee.step([rows] * trainee.batches, rng)
+    about = {"kind": settings.name, "shape": list(spec.shape), "low": spec.low, "high": spec.high}
+    about |= {"classes": spec.num_classes, "class_names": None, "options": dataclasses.asdict(settings)}
+    noise = {"source": "noise", "digest": "0", "size": None, "limit": None}
+    return str(trainee.save(folder / kind, {**about, "trained_on": noise, "steps": steps, "seed": SEED}))
+
+
+def _wait(problem: Problem) -> None:
+    if problem.device.type == "cuda":
+        torch.cuda.synchronize(problem.device)  # sync
+
+
+def as_json(made: Made) -> str:
+    line: dict[str, Any] = {"images": made.size, "sampler": made.name, "batch": made.batch}
+    if made.why:
+        return json.dumps({**line, "why": made.why})
+    low, high = made.extremes
+    line |= {"images_per_second": made.per_second, "images_per_second_min": low, "images_per_second_max": high}
+    line |= {"repetitions": made.repetitions, "steps": made.steps, "published_steps": made.published}
+    line["images_per_second_at_published_steps"] = made.at_published
+    return json.dumps({key: round(value, 3) if isinstance(value, float) else value for key, value in line.items()})
+
+
+def as_text(made: Made) -> str:
+    head = f"{made.size:8} {made.name:36} {made.batch:5}  "
+    if made.why:
+        return f"{head}{made.why}"
+    steps = "-" if made.steps is None else f"{made.steps} of {made.published}"
+    scaled = "-" if made.at_published is None else f"{made.at_published:.3g}"
+    low, high = made.extremes
+    return f"{head}{made.per_second:10.4g}  {f'{low:.4g} to {high:.4g}':>21}  {steps:>11}  {scaled}"

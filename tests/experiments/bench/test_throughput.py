@@ -1,0 +1,94 @@
+"""Images a second: what is timed is a draw that makes what it gives, of every sampler of the table."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dfkd.registry import SAMPLERS
+from experiments.bench import __main__ as bench
+from experiments.bench import throughput
+from experiments.bench.throughput import ENTRIES, HEAD, SIZES, Made, as_json, as_text, measured, problem_of
+
+READS_OTHER_DOMAINS = {"out_of_domain", "mosaic_kd"}
+LONG = "diffusion, 1000 steps of ddpm"
+
+
+class Ticks:
+    """A clock of a quarter of a second a look."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 0.25
+        return self.now
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throughput, "SIZES", {"digits": replace(SIZES["digits"], batch=12, steps=1)})
+    monkeypatch.setattr(throughput, "ALL_STEPS", ())
+
+
+def test_every_sampler_has_a_row() -> None:
+    assert {entry.sampler for entry in ENTRIES.values()} == set(SAMPLERS) - READS_OTHER_DOMAINS
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("name", [name for name in ENTRIES if name != LONG])
+def test_times_draws_alone(name: str, tmp_path: Path) -> None:
+    problem = problem_of("digits", torch.device("cpu"))
+    made = measured("digits", name, problem, 2, Ticks(), tmp_path, {})
+    assert made.why == ""
+    assert (made.per_second, made.extremes, made.repetitions) == (48.0, (48.0, 48.0), 2)
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize(
+    "name", [name for name, entry in ENTRIES.items() if entry.steps is not None and entry.saved is None]
+)
+def test_every_draw_of_a_search_makes_its_images(name: str, tmp_path: Path) -> None:
+    """As many images go through the teacher in each of the draws, or a bank would be counted that is there already."""
+    asked = []
+    for repetitions in (1, 2, 3):
+        problem = problem_of("digits", torch.device("cpu"))
+        measured("digits", name, problem, repetitions, Ticks(), tmp_path, {})
+        asked.append(problem.teacher.counts["synthesise"]["backward"])
+    assert asked[0] > 0
+    assert asked[2] - asked[1] == asked[1] - asked[0] > 0
+
+
+def test_what_cannot_be_measured_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(kind: str, *_: object) -> str:
+        raise ImportError(f"no module for {kind}")
+
+    monkeypatch.setattr(throughput, "saved_generators", missing)
+    made = measured("digits", LONG, problem_of("digits", torch.device("cpu")), 1, Ticks(), tmp_path, {})
+    assert made.why == "no module for diffusion"
+    assert json.loads(as_json(made))["why"] == "no module for diffusion"
+    assert as_text(made).endswith("no module for diffusion")
+
+
+def test_diffusion_is_compared_at_all_of_its_steps() -> None:
+    for name, steps in ((LONG, 1000), ("diffusion, 20 steps of dpm_solver", 20)):
+        assert throughput._steps(ENTRIES[name], name, SIZES["digits"]) == steps
+    assert throughput._steps(ENTRIES["cmi"], "cmi", SIZES["digits"]) == 20
+    assert ENTRIES["cmi"].steps == 200
+
+
+def test_rows_can_be_read(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["throughput", "--only", "cm"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: sampler: unknown 'cm'; the nearest is 'cmi'"
+    row = Made("digits", "cmi", 64, 50.0, (40.0, 60.0), 20, 200, 5)
+    monkeypatch.setattr(throughput, "throughput", lambda *_: iter([row]))
+    assert bench.main(["throughput", "--json"]) == 0
+    about, line = (json.loads(text) for text in capsys.readouterr().out.splitlines())
+    assert {"commit", "processor", "threads"} <= set(about)
+    assert (line["images_per_second"], line["images_per_second_at_published_steps"]) == (50.0, 5.0)
+    assert bench.main(["throughput"]) == 0
+    _, head, text = capsys.readouterr().out.splitlines()
+    assert head == HEAD
+    assert text.split() == ["digits", "cmi", "64", "50", "40", "to", "60", "20", "of", "200", "5"]
