@@ -67,10 +67,12 @@ def test_the_commands_run_in_order(folder: Path, monkeypatch: pytest.MonkeyPatch
     settings = Path("mine.yaml")
     shorter = yaml.safe_load(settings.read_text()) | {"budget": {"steps": 12, "batch": 32}, "seeds": [0]}
     settings.write_text(yaml.safe_dump(shorter))
-    left = {"distill": ("student.safetensors", "card.json"), "compare": ("report.html", "results.jsonl"), "teach": ()}
+    left: dict[str, tuple[str, ...]] = {"distill": ("student.safetensors", "card.json"), "teach": ()}
+    left |= {"compare": ("report.html", "results.jsonl"), "train-generator": ("card.json", "generator/dfkd.json")}
     extra = {"compare": " --workers 1", "scout": " draws.rows=16 draws.learn=0 samplers=[uniform,real]"}
     typed = commands()
-    assert [command.split()[1] for command in typed] == ["scout", "teach", "distill", "compare", "distill"]
+    drawn = ["train-generator", "distill"]
+    assert [command.split()[1] for command in typed] == ["scout", "teach", "distill", "compare", *drawn, "distill"]
     for command in typed:
         words = shlex.split(command)
         assert run(command + extra.get(words[1], ""), monkeypatch) == 0, command
