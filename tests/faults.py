@@ -840,6 +840,20 @@ FAULTS = (
         "of_fake, of_real = membership(fake, real, around_real), membership(real, fake, around_fake)",
         ("tests/dfkd/fidelity/test_quality.py::test_a_collapsed_sampler_is_precise_and_covers_nothing",),
     ),
+    Fault(
+        "a generator's kernel kept by a count of changes that a fused optimiser leaves",
+        "generators/doubling.py",
+        "if self._prepared is None or not torch.equal(self._prepared[0], weight):",
+        "if self._prepared is None or weight._version == 0:",
+        ("tests/generators/test_doubling.py::test_follows_its_weights_though_their_kernel_is_kept",),
+    ),
+    Fault(
+        "a seed scored before all its students are there",
+        "dfkd/jobs.py",
+        "if all(other in results for other in after.get(place, ()))",
+        "if any(other in results for other in after.get(place, (place,))) or place not in after",
+        ("tests/dfkd/test_jobs.py::test_jobs_that_wait_for_others_begin_as_soon_as_they_may",),
+    ),
 )
 
 
