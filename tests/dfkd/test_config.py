@@ -201,7 +201,8 @@ def test_columns_may_be_a_list() -> None:
 
 def test_an_objective() -> None:
     found = objective({"kl": {"temperature": 3, "weight": "5e-1"}, "logit_mse": None})
-    assert found.terms == {"kl": (0.5, KL(temperature=3.0)), "logit_mse": (1.0, LogitMSE())}
+    expected: dict[str, tuple[float, Loss]] = {"kl": (0.5, KL(temperature=3.0)), "logit_mse": (1.0, LogitMSE())}
+    assert found.terms == expected
 
 
 def test_options_of_a_distillation_and_an_evaluation() -> None:
