@@ -10,7 +10,7 @@ import yaml
 from dfkd import config
 from dfkd.config import CompareConfig, DistillConfig, EvaluateConfig, TeacherConfig, dump, objective, parse, sampler
 from dfkd.engine import Budget
-from dfkd.interfaces import Sampler
+from dfkd.interfaces import Loss, Sampler
 from dfkd.losses import KL, LogitMSE
 from dfkd.plan import Evaluation
 from dfkd.registry import SAMPLERS, find
