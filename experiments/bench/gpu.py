@@ -32,6 +32,7 @@ from dfkd.rng import derive, initialised
 from dfkd.schemes.offline import distill
 from dfkd.schemes.supervised import teach
 from dfkd.types import Batch, InputSpec
+from samplers import Adversarial, Augmented, DeepInversion, Pooled
 from samplers.state import State
 
 from .protocol import Part, Row
@@ -390,12 +391,9 @@ def _best(step: Callable[[], Any], device: torch.device) -> float:
 
 
 def _inverted(small: bool) -> Sampler:
-    def make(name: str, **options: Any) -> Any:
-        return find("sampler", name, SAMPLERS)(**options)
-
-    inversion = make("deep_inversion", steps=2 if small else 200, batch=8 if small else 256)
-    bank = make("pooled", base=inversion, round=inversion.batch, every=10 if small else 100, warmup=1 if small else 4)
-    return make("adversarial", base=make("augmented", base=bank, flip=True), steps=2)  # type: ignore[no-any-return]
+    inversion = DeepInversion(steps=2 if small else 200, batch=8 if small else 256)
+    bank = Pooled(base=inversion, round=inversion.batch, every=10 if small else 100, warmup=1 if small else 4)
+    return Adversarial(base=Augmented(base=bank, flip=True), steps=2)
 
 
 def _recipe(name: str, small: bool, **options: Any) -> Sampler:

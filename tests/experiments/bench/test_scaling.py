@@ -56,9 +56,9 @@ def test_a_bank_has_the_rows_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     places = torch.randperm
 
-    def noted(n: int, **options: object) -> torch.Tensor:
+    def noted(n: int, generator: torch.Generator, device: torch.device) -> torch.Tensor:
         sizes.append(n)
-        return places(n, **options)  # type: ignore[call-overload, no-any-return]
+        return places(n, generator=generator, device=device)
 
     draw = scaling._bank_draw(1000, torch.device("cpu"))
     monkeypatch.setattr(torch, "randperm", noted)
