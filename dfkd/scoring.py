@@ -172,6 +172,8 @@ def feature_pairs(settings: Settings, teacher: Probe) -> Pairs:
 
 def try_losses(settings: Settings, teacher: Probe) -> None:
     """Measures two images, uncounted, so that a loss that cannot be measured ends it before any work is done."""
+    if not settings.evaluate.losses:
+        return
     for label, loss in settings.evaluate.losses.items():
         if isinstance(loss, type) or not callable(loss) or not hasattr(loss, "coupled"):
             raise ValueError(f"losses.{label}: expected a loss such as Jacobian(), found {loss!r}")

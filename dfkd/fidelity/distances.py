@@ -6,22 +6,18 @@ a number that can be compared between runs, whatever these were trained to minim
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import torch
 from torch import Tensor
 
 from dfkd.fidelity.columns import Column
-from dfkd.fidelity.metrics import Metric
 from dfkd.interfaces import Loss
 from dfkd.pixels import to_pixels
 from dfkd.problem import Probe
 from dfkd.types import Batch, BatchNormMode, InputSpec, UnlabelledBatch
 
-__all__ = ["DISTANCE", "distance_name", "distances"]
-
-DISTANCE = Metric("mean over rows of a loss between student and teacher", False, "")
-"""Of any loss; its unit is the loss's own."""
+__all__ = ["distance_name", "distances"]
 
 _ROWS = 250  # asked at a time, where the rows do not count together
 
@@ -46,22 +42,17 @@ def distances(
     where one needs input gradients that a model does not give, ValueError where features differ in shape.
     """
     slopes = any(loss.input_grad for loss in losses.values())
-    sums = dict.fromkeys(losses, 0.0)
-    unlabelled: set[str] = set()
+    sums: dict[str, list[Tensor]] = {label: [] for label in losses}
     together = any(loss.coupled for loss in losses.values())
     with _asking(losses, student, teacher), torch.set_grad_enabled(slopes):
         for part in rows.split(len(rows) if together else _ROWS):
             batch = _batch(column, part, spec, student.device, slopes)
             ours, theirs = student(batch.x, mode), teacher(batch.x)
             for label, loss in losses.items():
-                try:
-                    sums[label] += float(loss(ours, theirs, batch).detach().sum())  # sync
-                except UnlabelledBatch:
-                    unlabelled.add(label)
-    means = {label: total / len(rows) for label, total in sums.items()}
-    return {
-        label: None if label in unlabelled else mean if math.isfinite(mean) else None for label, mean in means.items()
-    }
+                with suppress(UnlabelledBatch):  # then it has no sums
+                    sums[label].append(loss(ours, theirs, batch).detach().sum())
+    means = {label: float(torch.stack(parts).sum()) / len(rows) for label, parts in sums.items() if parts}  # sync
+    return {label: means[label] if math.isfinite(means.get(label, math.nan)) else None for label in losses}
 
 
 @contextmanager
