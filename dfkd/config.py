@@ -586,7 +586,8 @@ def dump(settings: Any) -> Any:
         cls = type(settings)
         known = find("sampler", settings.name, SAMPLERS) if settings.name in SAMPLERS else None
         name = settings.name if known is cls else f"{cls.__module__}:{cls.__qualname__}"
-        return {name: {f.name: dump(getattr(settings, f.name)) for f in dataclasses.fields(settings) if f.init}}  # type: ignore[arg-type]
+        fields = dataclasses.fields(settings)  # type: ignore[arg-type]
+        return {name: {f.name: dump(getattr(settings, f.name)) for f in fields if _written(f, settings)}}
     if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
         return {f.name: dump(getattr(settings, f.name)) for f in dataclasses.fields(settings) if _written(f, settings)}
     if isinstance(settings, Mapping) and settings and all(isinstance(v, Sampler) for v in settings.values()):

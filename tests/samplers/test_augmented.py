@@ -5,8 +5,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from dfkd.problem import Problem
+from dfkd import config
+from dfkd.augment import crop, flip, flip_vertical, jitter, resized_crop, roll, rotate
+from dfkd.problem import Problem, UnsupportedProblem
+from dfkd.rng import derive
 from samplers import Augmented, Pooled, Real, Smoothed, Uniform
+from samplers.state import Stream
 
 MakeProblem = Callable[..., Problem]
 
@@ -90,6 +94,45 @@ def test_the_default_shift_grows_with_the_image(make_problem: MakeProblem) -> No
         assert torch.equal(one, two)
 
 
+def test_turns_mirrors_and_recolours_in_the_order_it_says(make_problem: MakeProblem) -> None:
+    problem = make_problem(low=-1.0, high=2.0, shape=(3, 8, 8))
+    base, box = Smoothed(sigma=2.0), (-1.0, 2.0)
+    sampler = Augmented(base, 1, True, 1, 0.8, 20.0, True, 0.1, 0.2, 0.3, 0.4)
+    state = sampler.init(problem, 1)
+    twin = base.init(problem, state.base.stream.seed)
+    rng = Stream(derive(1, "augmented"), problem.device).advance()
+    x = resized_crop(crop(base.draw(twin, problem, 40).x, rng, 1, -1.0), rng, (0.8, 1.0))
+    x = flip_vertical(flip(rotate(x, rng, 20.0, -1.0).clamp(*box), rng), rng)
+    x = jitter(roll(x, rng, 1), rng, 0.1, 0.2, 0.3, 0.4, box)
+    found = sampler.draw(state, problem, 40).x
+    assert torch.equal(found, x)
+    assert found.min() >= -1.0
+    assert found.max() <= 2.0
+
+
+def test_what_is_off_changes_neither_images_nor_what_is_written(make_problem: MakeProblem) -> None:
+    """Draws of before these were settings, and folders begun then, go on."""
+    problem, base = make_problem(), Uniform()
+    sampler = Augmented(base, crop=2, flip=True, roll=1, area=0.5)
+    state = sampler.init(problem, 7)
+    twin = base.init(problem, state.base.stream.seed)
+    rng = Stream(derive(7, "augmented"), problem.device).advance()
+    x = resized_crop(crop(base.draw(twin, problem, 30).x, rng, 2, problem.spec.low), rng, (0.5, 1.0))
+    assert torch.equal(sampler.draw(state, problem, 30).x, roll(flip(x, rng), rng, 1))
+    written = config.dump(sampler)["augmented"]
+    assert list(written) == ["base", "crop", "flip", "roll", "area"]
+    turned = config.dump(Augmented(base, degrees=20.0, flip_vertical=True, hue=0.2))["augmented"]
+    assert list(turned) == [*written, "degrees", "flip_vertical", "hue"]
+    assert config.sampler({"augmented": turned})[1] == Augmented(base, degrees=20.0, flip_vertical=True, hue=0.2)
+
+
+def test_colours_need_channels_that_have_some(make_problem: MakeProblem) -> None:
+    for shape in ((1, 8, 8), (3, 8, 8)):
+        Augmented(Uniform(), saturation=0.2).init(make_problem(shape=shape), 1)
+    with pytest.raises(UnsupportedProblem, match="images of 1 or 3 channels for saturation and hue, found 2"):
+        Augmented(Uniform(), saturation=0.2).init(make_problem(shape=(2, 8, 8)), 1)
+
+
 def test_names_a_wrong_setting() -> None:
     with pytest.raises(ValueError, match="crop: expected a change to the images"):
         Augmented(Uniform(), crop=0)
@@ -97,3 +140,13 @@ def test_names_a_wrong_setting() -> None:
         Augmented(Uniform(), flip="yes")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="roll: expected an integer >= 0, found -2"):
         Augmented(Uniform(), roll=-2)
+    with pytest.raises(ValueError, match="degrees: expected a number >= 0, found -20"):
+        Augmented(Uniform(), degrees=-20)
+    with pytest.raises(ValueError, match="flip_vertical: expected true or false, found 1"):
+        Augmented(Uniform(), flip_vertical=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="contrast: expected a number >= 0, found 'much'"):
+        Augmented(Uniform(), contrast="much")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"hue: expected a number in \[0, 0.5\], found 0.7"):
+        Augmented(Uniform(), hue=0.7)
+    for one in ({"degrees": 20.0}, {"flip_vertical": True}, {"brightness": 0.1}, {"hue": 0.1}):
+        assert Augmented(Uniform(), crop=0, **one).crop == 0

@@ -155,6 +155,9 @@ ROWS: dict[str, Sampler] = {
     "pooled_diffusion": Pooled(DIFFUSION, round=6, every=2),
     "prioritised": Prioritised(INVERSION, round=6, every=2, warmup=2, capacity=18),
     "augmented": Augmented(Real(), crop=2, flip=True, roll=1),
+    "augmented_colours": Augmented(
+        Uniform(), 1, area=0.5, degrees=20, flip_vertical=True, brightness=0.9, contrast=0.9, saturation=0.9, hue=0.5
+    ),
     "balanced": Balanced(Real(), multiple=3),
     "balanced_noise": Balanced(Uniform(), multiple=2),
     "energy": Energy(steps=3, buffer=32, batch=8),
@@ -210,6 +213,7 @@ COLOUR = (
     "deep_inversion",
     "pooled_adversarial",
     "balanced_augmented",
+    "augmented_colours",
 )
 SIZES = (7, 1, 20)
 
