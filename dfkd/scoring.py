@@ -28,13 +28,16 @@ from dfkd.fidelity.worst_case import worst_case_column
 from dfkd.files import replace_file, replacing
 from dfkd.interfaces import is_data_free
 from dfkd.losses.features import Pairs
+from dfkd.losses.relations import Related
 from dfkd.plan import Settings, bank_file, read_record, run_folder, some_rows
-from dfkd.problem import Probe
+from dfkd.problem import Probe, Problem
 from dfkd.results import Line, finite
 from dfkd.schemes.offline import make_student
 from dfkd.types import BatchNormMode, InputSpec, Outputs, as_device, whole
 
 __all__ = ["feature_pairs", "score_seed", "try_losses"]
+
+_FEW = 4  # images on which losses are tried: any that compares rows has a value
 
 
 def score_seed(settings: Settings, folder: Path, seed: int) -> None:
@@ -171,17 +174,23 @@ def feature_pairs(settings: Settings, teacher: Probe) -> Pairs:
 
 
 def try_losses(settings: Settings, teacher: Probe) -> None:
-    """Measures two images, uncounted, so that a loss that cannot be measured ends it before any work is done."""
+    """Measures a few images, uncounted, so that a loss that cannot be measured ends it before any work is done."""
     if not settings.evaluate.losses:
         return
+    spec, most = settings.spec, settings.evaluate.feature_rows
+    student = Probe(make_student(settings.student, spec, settings.seeds[0]), spec, name="student")
+    few = min(_FEW, most)
+    column = Column("few images", torch.zeros(few, *spec.shape, dtype=torch.uint8), None, whole(few, "eval"), "draws")
     for label, loss in settings.evaluate.losses.items():
         if isinstance(loss, type) or not callable(loss) or not hasattr(loss, "coupled"):
             raise ValueError(f"losses.{label}: expected a loss such as Jacobian(), found {loss!r}")
-    student = Probe(make_student(settings.student, settings.spec, settings.seeds[0]), settings.spec, name="student")
-    x = torch.zeros(2, *settings.spec.shape, dtype=torch.uint8)
-    column = Column("two images", x, None, whole(2, "eval"), "draws")
-    with teacher.uncounted():
-        distances(settings.evaluate.losses, student, teacher, column, torch.arange(2), settings.spec)
+        try:
+            with teacher.uncounted():
+                distances({label: loss}, student, teacher, column, torch.arange(few), spec)
+            if isinstance(loss, Related):  # which sees all rows at once: their memory
+                loss.init(Problem(teacher, student, spec, student.device, batch=most), 0)
+        except ValueError as error:
+            raise ValueError(f"losses.{label}: {error}") from error
 
 
 def _answers(settings: Settings, probe: Probe, column: Column, taps: Sequence[str], mode: BatchNormMode) -> Outputs:
