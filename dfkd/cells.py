@@ -75,6 +75,7 @@ def train_cell(settings: Settings, folder: Path, label: str, seed: int, control:
             checkpoint=run / f"{name}.checkpoint",
             identity=f"{label}-s{seed}-{name}",
             monitor=None if control else _monitor(settings),
+            compile=settings.compile,
         )
     except (UnsupportedProblem, UnlabelledBatch) as error:
         record |= {"status": "unsupported", "reason": str(error)}

@@ -81,6 +81,7 @@ def compare(words: list[str], out: Path | None, workers: int | None, dry_run: bo
         "seeds": config.seeds,
         "evaluate": replace(config.evaluate, losses=configuration.measures(config.evaluate.losses)),
         "precision": config.precision,
+        "compile": config.compile,
         "student_train": config.student_train,
         "student_score": config.student_score,
         "preset": config.preset,

@@ -31,7 +31,7 @@ from dfkd.problem import Probe, Problem, UnsupportedProblem
 from dfkd.results import Line, Summary
 from dfkd.rng import derive
 from dfkd.schemes.from_teacher import FromTeacher
-from dfkd.schemes.offline import Student, make_problem, make_student, make_trained
+from dfkd.schemes.offline import Student, check_precision, make_problem, make_student, make_trained
 from dfkd.schemes.together import Together
 from dfkd.scoring import feature_pairs, score_seed, try_losses
 from dfkd.types import InputSpec, as_device
@@ -92,6 +92,7 @@ def compare(
     evaluate: Evaluation | None = None,
     device: str | torch.device | None = None,
     precision: str | None = None,
+    compile: bool = False,
     student_train: str = "train",
     student_score: str = "eval",
     preset: bool = False,
@@ -126,6 +127,7 @@ def compare(
         evaluate=evaluate or Evaluation(),
         device=str(as_device(device)),
         precision=precision,
+        compile=compile,
         student_train=student_train,
         student_score=student_score,
         preset=preset,
@@ -165,7 +167,8 @@ def try_settings(settings: Settings) -> None:
     if data is not None:
         data.require_test("data")
     student = make_trained(settings.student, spec, 0, settings.teacher)
-    problem = make_problem(settings.teacher, student, spec, device="cpu", precision=settings.precision)
+    check_precision(settings.precision, torch.device(settings.device))
+    problem = make_problem(settings.teacher, student, spec, device="cpu")
     if settings.control_teacher is not None:
         Probe(settings.control_teacher, spec, name="control teacher").check()
     feature_pairs(settings, problem.teacher)
@@ -209,7 +212,7 @@ def _describe(settings: Settings) -> dict[str, Any]:
     """The settings as plain values, to tell whether a folder holds the same comparison."""
     plain = {
         name: getattr(settings, name)
-        for name in ("control_seeds", "precision", "student_train", "student_score", "preset")
+        for name in ("control_seeds", "precision", "compile", "student_train", "student_score", "preset")
     }
     return {
         "teacher": type(settings.teacher).__name__,

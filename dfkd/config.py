@@ -129,9 +129,10 @@ class CompareConfig:
     options; for any of them also sources: [0], the parts of a mixture on whose rows alone it counts, and members:
     [0, 1], the members of an ensemble that teach it, a term for each; under a name of your own, with `loss: kl`, a loss
     may stand there several times. samplers: names, or {name: {option: value}}, each with a `label` if need be.
-    student_train: `train` or `fixed`; student_score: `eval`, `batch` or `recalibrated` BatchNorm. preset: whether
-    recipes that say how their authors trained the student have it trained so (objective, optimiser and batch); else all
-    share one training.
+    precision: `float32`, `tf32` or `bfloat16`; null is bfloat16 on a GPU, else float32. compile: the models through
+    torch.compile, for long runs: a minute or more to begin with, then quicker steps. student_train: `train` or `fixed`;
+    student_score: `eval`, `batch` or `recalibrated` BatchNorm. preset: whether recipes that say how their authors
+    trained the student have it trained so (objective, optimiser and batch); else all share one training.
     """
 
     teacher: TeacherConfig
@@ -146,6 +147,7 @@ class CompareConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     device: str | None = None
     precision: str | None = None
+    compile: bool = False
     student_train: str = "train"
     student_score: str = "eval"
     preset: bool = False
@@ -177,6 +179,7 @@ class DistillConfig:
     seed: int = 0
     device: str | None = None
     precision: str | None = None
+    compile: bool = False
     student_train: str = "train"
     stop: Stop | None = None
     preset: bool = False

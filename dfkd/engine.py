@@ -12,7 +12,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from dfkd.interfaces import Sampler
 from dfkd.losses import Objective
 from dfkd.problem import PHASES, Diverged, Problem
 from dfkd.rng import derive, initialised
-from dfkd.runtime import Bar, Interruption, Stopwatch, agree, clock
+from dfkd.runtime import Bar, Interruption, Stopwatch, agree, clock, tf32
 from dfkd.schedule import Budget, Optimiser, Stop
 from dfkd.types import Batch, Outputs
 
@@ -75,6 +75,7 @@ def train(
     stop: Stop | None = None,
     begin: Callable[[Any], None] | None = None,
     log_points: int = 20,
+    compile: bool = False,
     show_progress: bool = False,
 ) -> Training:
     """Trains `problem.student.module` in place on what the sampler draws; continues `checkpoint` where there is one.
@@ -83,7 +84,8 @@ def train(
     monitor: called at log points; what it returns joins the curve, its time and images do not count. signal: likewise,
     given the sampler's state, which it leaves as it was; its values called `signal_...` are what `stop` looks at.
     begin: called with the sampler's state before the first step, not where a checkpoint is continued; what it draws is
-    the run's, and what it makes of the student is where the run starts.
+    the run's, and what it makes of the student is where the run starts. compile: both models through torch.compile
+    where they are labelled by and learned from (not in synthesis, and not where a loss reads features or slopes).
     """
     if student_batchnorm not in ("train", "fixed"):
         raise ValueError(f"student_batchnorm: expected train or fixed, found {student_batchnorm!r}")
@@ -104,6 +106,10 @@ def train(
         stack.enter_context(_modes(problem.teacher.module, "eval"))  # so that asking it switches nothing
         stack.enter_context(problem.teacher.counting("synthesise"))
         stack.enter_context(problem.student.counting("synthesise"))
+        stack.enter_context(tf32(True) if problem.student.precision == "tf32" else nullcontext())
+        if compile and not objective.input_grad:
+            stack.enter_context(problem.teacher.compiled(budget.batch))
+            stack.enter_context(problem.student.compiled(budget.batch))
         bar = Bar(sampler.name, show_progress)
         stack.callback(bar.close)
         continued = checkpoint is not None and checkpoint.exists()

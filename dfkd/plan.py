@@ -18,6 +18,7 @@ from dfkd.interfaces import Sampler, preset_of
 from dfkd.losses import KL, Objective, combine
 from dfkd.losses.features import Pairs, checked_pairs
 from dfkd.naming import unknown
+from dfkd.problem import PRECISIONS
 from dfkd.rng import derive
 from dfkd.schemes.from_teacher import FromTeacher
 from dfkd.schemes.offline import Student
@@ -101,7 +102,7 @@ class Evaluation:
 
 
 _CHOICES: dict[str, tuple[str | None, ...]] = {
-    "precision": (None, "float32", "bfloat16"),
+    "precision": (None, *PRECISIONS),
     "student_train": ("train", "fixed"),
     "student_score": SCORING,
 }
@@ -125,6 +126,7 @@ class Settings:
     evaluate: Evaluation = field(default_factory=Evaluation)
     device: str = "cpu"
     precision: str | None = None
+    compile: bool = False
     student_train: str = "train"
     student_score: str = "eval"
     preset: bool = False

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dfkd.compilation import compiled
 from dfkd.moments import moments
 from dfkd.naming import unknown
 from dfkd.pixels import as_channels_last
@@ -24,6 +25,7 @@ __all__ = [
     "CAPABILITIES",
     "PENULTIMATE",
     "PHASES",
+    "PRECISIONS",
     "BatchNormInput",
     "Diverged",
     "Phase",
@@ -39,6 +41,10 @@ penultimate: a linear layer gives the logits, and what it is given are the penul
 PENULTIMATE = "penultimate"
 """The tap that stands for what the last linear layer is given, whatever its path; a module of that name goes first.
 `members.0.penultimate` is likewise that of the network at `members.0`, which must answer images with logits itself."""
+
+PRECISIONS = ("float32", "tf32", "bfloat16")
+"""tf32: float32 whose convolutions and products are rounded to TF32 while a student is trained; a GPU's. bfloat16:
+autocast where images are labelled, learned from and scored; synthesis is in float32."""
 
 Phase = Literal["synthesise", "label", "evaluate"]
 PHASES: tuple[str, ...] = get_args(Phase)
@@ -111,9 +117,9 @@ class _CountBackward(torch.autograd.Function):
 class Probe:
     """A model behind a counter: it answers, says what it can do, and is the same afterwards.
 
-    module: takes (n, c, h, w) float32 pixels and returns (n, k) logits. precision: `float32` or `bfloat16` (autocast;
-    synthesis is float32 always). A call asks in evaluation mode, dropout off, whatever `module.training` says, with
-    BatchNorm normalising as `mode` says; parameters, buffers, gradients, modes and hooks are as before afterwards.
+    module: takes (n, c, h, w) float32 pixels and returns (n, k) logits. precision: one of PRECISIONS. A call asks in
+    evaluation mode, dropout off, whatever `module.training` says, with BatchNorm normalising as `mode` says;
+    parameters, buffers, gradients, modes and hooks are as before afterwards.
     channels_last: whether images are laid out that way, where the module can take it: convolutions of large maps are
     quicker so, of small ones slower; None for images of 16x16 and more.
     """
@@ -127,8 +133,8 @@ class Probe:
         precision: str = "float32",
         channels_last: bool | None = None,
     ) -> None:
-        if precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision: expected float32 or bfloat16, found {precision!r}")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}")
         self.spec, self.device, self.name, self.precision = spec, torch.device(device), name, precision
         self.channels_last = spec.height * spec.width >= 16 * 16 if channels_last is None else channels_last
         self.module = module.to(self.device)
@@ -148,6 +154,8 @@ class Probe:
         self._linear: nn.Linear | None = None
         self._linears: dict[str, nn.Linear] = {}  # of taps
         self._digest: str | None = None
+        self._compiled: Any = None
+        self._rows = 0  # how many at a time go through it
 
     # -- what it can do ------------------------------------------------------------------------------------------
 
@@ -275,6 +283,8 @@ class Probe:
 
     def _laid_out(self, x: Tensor) -> Any:
         """The module's answer to the images in the layout that it is quicker with."""
+        if self._compiled is not None and self.phase == "label" and x.shape[0] == self._rows and not self._watched:
+            return self._compiled(as_channels_last(x) if self.channels_last else x)
         if not self.channels_last:
             return self.module(x)
         try:
@@ -284,6 +294,11 @@ class Probe:
                 raise
             self.channels_last = False  # it flattens its maps with `view`, which this layout does not allow
         return self.module(x)
+
+    @property
+    def _watched(self) -> bool:
+        """Whether hooks are to see what the module does inside, which compiled code does not call."""
+        return bool(self._taps or self.module._forward_pre_hooks)
 
     def label(self, x: Tensor, labelling: Labelling) -> Outputs:
         """x (n, c, h, w), asked run by run, each in its own mode."""
@@ -298,7 +313,7 @@ class Probe:
     @property
     def precision_now(self) -> str:
         """bfloat16 only where images are labelled or scored."""
-        return "float32" if self.phase == "synthesise" else self.precision
+        return "float32" if self.phase == "synthesise" and self.precision == "bfloat16" else self.precision
 
     @contextmanager
     def _evaluating(self, mode: BatchNormMode) -> Iterator[None]:
@@ -374,6 +389,18 @@ class Probe:
             yield
         finally:
             self.counts = counts
+
+    @contextmanager
+    def compiled(self, rows: int) -> Iterator[None]:
+        """Inside, `rows` images at a time are labelled and learned from through torch.compile, unless it is tapped.
+
+        On a GPU what is compiled is also recorded, as CUDA graphs. ValueError at the first call where that fails.
+        """
+        self._compiled, self._rows = compiled(self.module, self.device, self.name), rows
+        try:
+            yield
+        finally:
+            self._compiled = None
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

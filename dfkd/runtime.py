@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Bar", "Interruption", "Stopwatch", "agree", "clock", "describe"]
+__all__ = ["Bar", "Interruption", "Stopwatch", "agree", "clock", "describe", "tf32"]
 
 _PACKAGES = ("dfkd", "torch", "torchvision", "diffusers", "numpy", "scikit-learn", "safetensors")
 
@@ -29,6 +29,17 @@ def clock(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # sync
     return time.perf_counter()
+
+
+@contextmanager
+def tf32(on: bool) -> Iterator[None]:
+    """Inside, float32 convolutions and products on a GPU are rounded to TF32 or not; as before afterwards."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def describe() -> dict[str, Any]:

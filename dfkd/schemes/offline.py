@@ -26,7 +26,7 @@ from dfkd.schemes.statistics import estimate_statistics
 from dfkd.schemes.together import Together
 from dfkd.types import InputSpec, as_device
 
-__all__ = ["Distilled", "Student", "distill", "make_problem", "make_student", "make_trained"]
+__all__ = ["Distilled", "Student", "check_precision", "distill", "make_problem", "make_student", "make_trained"]
 
 
 @dataclass(frozen=True)
@@ -85,17 +85,24 @@ def make_problem(
 ) -> Problem:
     """Both models behind probes, checked: finite logits (n, k) for images of the spec's shape.
 
-    precision: `float32` or `bfloat16` for labelling and learning; None is bfloat16 on a GPU and float32 elsewhere.
+    precision: one of dfkd.problem.PRECISIONS; None is bfloat16 on a GPU and float32 elsewhere.
     """
     where = as_device(device)
     if precision is None:
         precision = "bfloat16" if where.type == "cuda" else "float32"
+    check_precision(precision, where)
     probes = [
         Probe(module, spec, where, name, precision) for module, name in ((teacher, "teacher"), (student, "student"))
     ]
     for probe in probes:
         probe.check()
     return Problem(probes[0], probes[1], spec, where, seed=seed, banks=banks)
+
+
+def check_precision(precision: str | None, device: torch.device) -> None:
+    """ValueError where this device has no such numbers."""
+    if precision == "tf32" and device.type != "cuda":
+        raise ValueError(f"precision: tf32 is a GPU's, found device {device}; float32 is the nearest")
 
 
 def distill(
@@ -117,16 +124,17 @@ def distill(
     monitor: Callable[[Problem], dict[str, float]] | None = None,
     signal: Callable[[Problem, Any], dict[str, float]] | None = None,
     stop: Stop | None = None,
+    compile: bool = False,
     show_progress: bool = False,
 ) -> Distilled:
     """Trains a student to match the teacher on the sampler's inputs; the last step is the result.
 
     teacher takes (n, c, h, w) pixels and returns (n, k) logits; it is not altered. objective: KL at temperature 4.
-    checkpoint: a file that is written as the run goes and continued from where it exists. monitor, signal and stop: see
-    `engine.train`; a signal that needs no data is `fidelity.selfcheck.Signal`. ValueError for models that do not fit
-    the spec; UnsupportedProblem where the teacher lacks what the sampler needs. A student may start `FromTeacher`, in
-    part. Of a student `Together` with others the sampler, monitor and signal see the module that holds them all, and
-    the student that is kept is the result.
+    checkpoint: a file that is written as the run goes and continued from where it exists. monitor, signal, stop and
+    compile: see `engine.train`; a signal that needs no data is `fidelity.selfcheck.Signal`. ValueError for models that
+    do not fit the spec; UnsupportedProblem where the teacher lacks what the sampler needs. A student may start
+    `FromTeacher`, in part. Of a student `Together` with others the sampler, monitor and signal see the module that
+    holds them all, and the student that is kept is the result.
     """
     objective = objective or combine({"kl": (1.0, KL(temperature=4.0))})
     budget = budget or Budget(steps=2000)
@@ -165,6 +173,7 @@ def distill(
             signal=listen,
             stop=stop,
             begin=partial(estimate_statistics, problem, sampler, batch=budget.batch) if anew else None,
+            compile=compile,
             show_progress=show_progress,
         )
     if scheme is not None:

@@ -29,6 +29,7 @@ def teach(
     seed: int = 0,
     device: str | torch.device | None = None,
     precision: str | None = None,
+    compile: bool = False,
     checkpoint: Path | None = None,
     identity: str = "",
     show_progress: bool = False,
@@ -51,6 +52,7 @@ def teach(
         seed,
         checkpoint=checkpoint,
         identity=identity,
+        compile=compile,
         show_progress=show_progress,
     )
     return module.eval(), training

@@ -26,9 +26,10 @@ from dfkd.interfaces import Sampler
 from dfkd.losses import KL, combine
 from dfkd.models import build, load_teacher, save
 from dfkd.plan import as_published
-from dfkd.problem import Probe, Problem
+from dfkd.problem import PRECISIONS, Probe, Problem
 from dfkd.registry import LOSSES, SAMPLERS, find
 from dfkd.rng import derive, initialised
+from dfkd.runtime import tf32
 from dfkd.schemes.offline import distill
 from dfkd.schemes.supervised import teach
 from dfkd.types import Batch, InputSpec
@@ -36,7 +37,7 @@ from samplers import Adversarial, Augmented, DeepInversion, Pooled
 from samplers.state import State
 
 from .protocol import Part, Row
-from .steps import SWITCHES, quiet, seconds_of, stepper, tf32
+from .steps import SWITCHES, quiet, seconds_of, stepper
 
 __all__ = ["RECIPES", "Lent", "parts"]
 
@@ -97,11 +98,13 @@ def parts(lent: Lent) -> list[Part]:
     for teacher, student in LAUNCH_BOUND:
         measure = partial(_speed, lent, teacher, student, eager)
         found.append(Part(f"speed of a step, {student}", 1 if small else 60, measure, 0.2))
-    found.append(Part("speed of the engine", 1 if small else 30, partial(_engine, lent)))
+    found.append(Part("speed of the engine", 1 if small else 30, partial(_engine, lent, False)))
     found.append(Part("rates of copies and products", 1 if small else 10, partial(_rates, lent)))
     for teacher, student in LAUNCH_BOUND:
         measure = partial(_speed, lent, teacher, student, compiled)
         found.append(Part(f"speed of a compiled step, {student}", 1 if small else 120, measure, 0.15, cut=True))
+    compiled_engine = partial(_engine, lent, True)
+    found.append(Part("speed of the compiled engine", 1 if small else 120, compiled_engine, 0.15, cut=True))
     weights = [weight for *_, weight in PAIRS for _ in RECIPES]
     for teacher, student, trained, weight in PAIRS:
         if trained:
@@ -320,23 +323,26 @@ def _speed(lent: Lent, teacher: str, student: str, names: list[str], seconds: fl
             yield {"switches": name, "why": _line(error)}
 
 
-def _engine(lent: Lent, seconds: float) -> Iterator[Row]:
-    """A step of the engine on uniform noise beside the plain step, in both precisions."""
+def _engine(lent: Lent, compile: bool, seconds: float) -> Iterator[Row]:
+    """A step of the engine on uniform noise beside the plain step, in each precision, models compiled or not."""
     del seconds
     blocks, length = (3, 2) if lent.small else (7, 20)
     sampler = find("sampler", "uniform", SAMPLERS)()
     for teacher, student in LAUNCH_BOUND:
-        for precision in ("float32", "bfloat16"):
+        for precision in PRECISIONS:
+            if precision == "tf32" and lent.device.type != "cuda":
+                continue
             problem = problem_of(lent, lent.device, teacher, student, precision)
             x = _noise(lent, lent.batch).x.to(lent.device)
             models = copy.deepcopy(problem.teacher.module), copy.deepcopy(problem.student.module)
             with tf32(False):
                 plain = stepper(*models, x, SWITCHES["plain"])
                 seconds_of(plain, length, lent.device)
-                times = _engine_blocks(lent, problem, sampler, plain, blocks, length)
+                times = _engine_blocks(lent, problem, sampler, plain, blocks, length, compile)
             yield {
                 "student": student,
                 "precision": precision,
+                "compile": compile,
                 "seconds": median(b for _, b in times),
                 "plain_seconds": median(a for a, _ in times),
                 "engine_to_plain": median(b / a for a, b in times),
@@ -344,7 +350,13 @@ def _engine(lent: Lent, seconds: float) -> Iterator[Row]:
 
 
 def _engine_blocks(
-    lent: Lent, problem: Problem, sampler: Sampler, plain: Callable[[], Any], blocks: int, length: int
+    lent: Lent,
+    problem: Problem,
+    sampler: Sampler,
+    plain: Callable[[], Any],
+    blocks: int,
+    length: int,
+    compile: bool,
 ) -> list[tuple[float, float]]:
     """Seconds a step: plain, engine; of blocks that take turns at the engine's log points."""
     found: list[tuple[float, float]] = []
@@ -353,13 +365,15 @@ def _engine_blocks(
     def alternate() -> dict[str, float]:
         nonlocal since
         ours = (time.perf_counter() - since) / length  # the engine has waited for the device before it logs
-        found.append((seconds_of(plain, length, lent.device), ours))
+        with tf32(False):
+            found.append((seconds_of(plain, length, lent.device), ours))
         since = time.perf_counter()
         return {}
 
     objective = combine({"kl": (1.0, KL(4.0))})
     budget, points = Budget(batch=lent.batch, steps=(blocks + 1) * length), blocks + 1
-    train(problem, sampler, objective, budget, Optimiser(), SEED, monitor=alternate, log_points=points)
+    options: dict[str, Any] = {"monitor": alternate, "log_points": points, "compile": compile}
+    train(problem, sampler, objective, budget, Optimiser(), SEED, **options)
     return found[1:]
 
 

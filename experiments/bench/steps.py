@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
-__all__ = ["SWITCHES", "Switches", "quiet", "seconds_of", "stepper", "tf32"]
+__all__ = ["SWITCHES", "Switches", "quiet", "seconds_of", "stepper"]
 
 TEMPERATURE = 4.0
 
@@ -99,17 +99,6 @@ def _recorded(step: Callable[[], Tensor], device: torch.device) -> Callable[[], 
         return loss
 
     return replay
-
-
-@contextmanager
-def tf32(on: bool) -> Iterator[None]:
-    """Inside, float32 convolutions and products are rounded to TF32 or not; as before afterwards."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def seconds_of(step: Callable[[], Any], steps: int, device: torch.device) -> float:

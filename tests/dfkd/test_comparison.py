@@ -900,7 +900,7 @@ def test_another_student_of_the_same_kind_is_refused(tmp_path: Path, network: Ne
         ({"samplers": [Mixture((Uniform(), Real("digits")))]}, r"data: expected images .* of 4 classes"),
         ({"samplers": {101 * "a": Uniform()}}, r"samplers: 'a+\.\.\.' is longer than 100 bytes.*give a `label`"),
         ({"seeds": []}, "seeds: expected different integers"),
-        ({"precision": "float16"}, "precision: expected one of float32, bfloat16"),
+        ({"precision": "float16"}, "precision: expected one of float32, tf32, bfloat16"),
         ({"student_score": "train"}, "student_score: expected one of eval, batch, recalibrated"),
         ({"control_seeds": 0}, "control_seeds: expected an integer >= 1"),
         ({"device": "tpu"}, "device: expected cpu, cuda or cuda:N, found 'tpu'"),

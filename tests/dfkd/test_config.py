@@ -291,7 +291,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"evaluate": {"rows": 0}}, r"^evaluate: rows: expected an integer >= 1, found 0$"),
     ({"evaluate": {"columns": []}}, r"^evaluate: columns: expected at least one of"),
     ({"evaluate": {"epsilons": [300]}}, r"^evaluate: epsilons: expected numbers between 0 and 255"),
-    ({"precision": "float16"}, r"^precision: expected one of float32, bfloat16, found 'float16'$"),
+    ({"precision": "float16"}, r"^precision: expected one of float32, tf32, bfloat16, found 'float16'$"),
     ({"student_train": "eval"}, r"^student_train: expected one of train, fixed, found 'eval'$"),
     ({"student_score": "train"}, r"^student_score: expected one of eval, batch, recalibrated, found 'train'$"),
     # labels

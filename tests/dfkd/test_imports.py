@@ -10,7 +10,20 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="reads the source tree")
 
-CORE = {"bank", "types", "rng", "problem", "interfaces", "moments", "naming", "pixels", "augment", "about", "files"}
+CORE = {
+    "bank",
+    "types",
+    "rng",
+    "problem",
+    "interfaces",
+    "moments",
+    "naming",
+    "pixels",
+    "augment",
+    "about",
+    "files",
+    "compilation",
+}
 RUN = {"engine", "runtime", "checkpoint", "schedule"}
 COMPARE = {"comparison", "plan", "cells", "scoring", "claim", "jobs", "scout", "selection", "synthesis"}
 WORDS = {

@@ -125,7 +125,7 @@ def test_a_raising_model_is_put_back_too() -> None:
 def test_refuses_a_mode_that_is_none() -> None:
     with pytest.raises(ValueError, match="mode: expected one of eval, batch, found 'train'"):
         probe()(X, "train")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="precision: expected float32 or bfloat16"):
+    with pytest.raises(ValueError, match="precision: expected one of float32, tf32, bfloat16"):
         probe(precision="half")
 
 
