@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these samplers, or for scaling these axes, alone")
     parser.add_argument("--device", default=None, help="throughput, scaling: cpu unless told; gpu: cuda unless told")
     parser.add_argument("--most", type=int, help="scaling: the largest size of every axis")
-    parser.add_argument("--chart", type=Path, help="scaling: a picture of it, as .png or .svg")
+    parser.add_argument("--chart", type=Path, help="throughput, scaling, gpu: a picture of it, as .png or .svg")
     parser.add_argument(
         "--steps", type=int, default=400, help="scaling: steps over which memory is watched, 0 for none"
     )
@@ -86,8 +86,12 @@ def _throughput(options: argparse.Namespace, blocks: int, clock: Clock) -> None:
     print(json.dumps(about(options.clock)), flush=True)
     if not options.json:
         print(throughput.HEAD, flush=True)
+    rows = []
     for made in throughput.throughput(blocks, clock, options.only, options.device or "cpu"):
+        rows.append(made)
         print(throughput.as_json(made) if options.json else throughput.as_text(made), flush=True)
+    if options.chart is not None:
+        throughput.chart(rows, options.chart)
 
 
 def _scaling(options: argparse.Namespace, blocks: int, clock: Clock) -> None:
@@ -116,8 +120,9 @@ def _gpu(options: argparse.Namespace, blocks: int, clock: Clock) -> None:
     del blocks, clock  # each part has its own, and the budget is of the wall's
     from dfkd.types import as_device
 
+    from .curve import chart
     from .gpu import Lent, parts
-    from .protocol import run
+    from .protocol import read, run
     from .rows import about
 
     if not options.minutes > 0:
@@ -130,6 +135,8 @@ def _gpu(options: argparse.Namespace, blocks: int, clock: Clock) -> None:
         options.small,
     )
     run(parts(lent), 60.0 * options.minutes, options.out, about("wall"), show=lambda text: print(text, flush=True))
+    if options.chart is not None:
+        chart(read(options.out), options.chart)
 
 
 def _table(found: dict[str, float]) -> str:

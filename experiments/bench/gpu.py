@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from dfkd.data import load
 from dfkd.engine import Budget, Optimiser, train
@@ -99,7 +100,7 @@ def parts(lent: Lent) -> list[Part]:
         measure = partial(_speed, lent, teacher, student, eager)
         found.append(Part(f"speed of a step, {student}", 1 if small else 60, measure, 0.2))
     found.append(Part("speed of the engine", 1 if small else 30, partial(_engine, lent, False)))
-    found.append(Part("rates of copies and products", 1 if small else 10, partial(_rates, lent)))
+    found.append(Part("rates of copies and products, limits of a step", 1 if small else 10, partial(_rates, lent)))
     for teacher, student in LAUNCH_BOUND:
         measure = partial(_speed, lent, teacher, student, compiled)
         found.append(Part(f"speed of a compiled step, {student}", 1 if small else 120, measure, 0.15, cut=True))
@@ -378,11 +379,14 @@ def _engine_blocks(
 
 
 def _rates(lent: Lent, seconds: float) -> Iterator[Row]:
-    """Bytes a second of a copy on the device, read and written; operations a second of square products."""
+    """Bytes a second of a copy on the device, read and written; operations a second of square products; and how long a
+    step of each pair would take at these rates alone."""
     del seconds
     n = 2**20 if lent.small else 2**30
     a, b = (torch.empty(n, dtype=torch.uint8, device=lent.device) for _ in range(2))
-    yield {"copy": "on the device", "bytes_per_second": 2 * n / _best(lambda: b.copy_(a), lent.device)}
+    copied = 2 * n / _best(lambda: b.copy_(a), lent.device)
+    yield {"copy": "on the device", "bytes_per_second": copied}
+    rates: dict[str, float] = {}
     side = 256 if lent.small else 8192
     kinds = {"float32": (torch.float32, False), "tf32": (torch.float32, True), "bfloat16": (torch.bfloat16, False)}
     for name, (dtype, rounded) in kinds.items():
@@ -393,7 +397,43 @@ def _rates(lent: Lent, seconds: float) -> Iterator[Row]:
         left, right = (torch.randn(side, side, generator=rng).to(lent.device, dtype) for _ in range(2))
         with tf32(rounded):
             took = _best(partial(torch.mm, left, right), lent.device)
-        yield {"product": name, "side": side, "operations_per_second": 2 * side**3 / took}
+        rates[name] = 2 * side**3 / took
+        yield {"product": name, "side": side, "operations_per_second": rates[name]}
+    for teacher, student in LAUNCH_BOUND:
+        operations, values = work_of(lent, teacher, student)
+        for name, rate in rates.items():
+            moved = values * (2 if name == "bfloat16" else 4)
+            limits = {"by_operations": operations / rate, "by_bytes": moved / copied}
+            yield {"limit": student, "precision": name, "operations": operations, "bytes": moved, **limits}
+
+
+def work_of(lent: Lent, teacher: str, student: str) -> tuple[int, int]:
+    """Of a step: operations of convolutions and products, and how many numbers must at least be moved.
+
+    The second counts what convolutions and linear layers give alone, as all else can be done while it is at hand: each
+    number is written once and read once, and in the student's backward pass read once more, and its slope written and
+    read once.
+    """
+    problem = problem_of(lent, torch.device("cpu"), teacher, student)
+    x = _noise(lent, 2).x
+    moved, handles, times = [0], list[Any](), {"teacher": 2, "student": 5}
+
+    def count(each: int, module: nn.Module, given: Any, out: Tensor) -> None:
+        del module, given
+        moved[0] += each * out.numel()
+
+    nets = {"teacher": problem.teacher.module.eval(), "student": problem.student.module.train()}
+    for name, net in nets.items():
+        parts = [part for part in net.modules() if isinstance(part, (nn.Conv2d, nn.Linear))]
+        handles += [part.register_forward_hook(partial(count, times[name])) for part in parts]
+    with FlopCounterMode(display=False) as counter:
+        with torch.no_grad():
+            nets["teacher"](x)
+        nets["student"](x).sum().backward()
+    for handle in handles:
+        handle.remove()
+    share = lent.batch // 2
+    return counter.get_total_flops() * share, moved[0] * share
 
 
 def _best(step: Callable[[], Any], device: torch.device) -> float:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-__all__ = ["Part", "Row", "run"]
+__all__ = ["Part", "Row", "read", "run"]
 
 Row = dict[str, Any]
 
@@ -49,7 +49,7 @@ def run(
     is left or its share of it, and is to look at its own clock; a signal breaks off what does not.
     """
     began, added = clock(), list[Row]()
-    done = {row["part"] for row in _read(out) if row.get("status") == "ok"}
+    done = {row["part"] for row in read(out) if row.get("status") == "ok"}
 
     def write(row: Row) -> None:
         added.append(row)
@@ -107,7 +107,7 @@ def _alarm(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _read(out: Path) -> list[Row]:
+def read(out: Path) -> list[Row]:
     """The rows of a file; a last line that was torn is none."""
     rows = []
     for line in out.read_text(encoding="utf-8").splitlines() if out.exists() else []:

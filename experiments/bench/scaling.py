@@ -7,7 +7,6 @@ what torch has allocated) while the same step is repeated: its slope should be n
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,9 @@ from dfkd.registry import SAMPLERS, find
 from dfkd.rng import derive, initialised
 from dfkd.types import InputSpec
 
-__all__ = ["AXES", "HEAD", "MEMORY", "Point", "as_json", "as_text", "chart", "memory", "resident", "scaling"]
+from .usage import resident
+
+__all__ = ["AXES", "HEAD", "MEMORY", "Point", "as_json", "as_text", "chart", "memory", "scaling"]
 
 SEED = 0
 Clock = Callable[[], float]
@@ -158,14 +159,6 @@ def made(name: str, **options: Any) -> Sampler:
 
 
 # -- memory --------------------------------------------------------------------------------------------------------
-
-
-def resident(device: torch.device) -> int:
-    """Bytes: of the process, or what torch has allocated on a GPU."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def memory(steps: int = 400, device: str = "cpu", only: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:

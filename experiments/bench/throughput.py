@@ -7,6 +7,7 @@ the measured one, by proportion alone.
 """
 
 import dataclasses
+import gc
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ from dfkd.registry import SAMPLERS, find
 from dfkd.rng import derive, initialised
 from dfkd.types import InputSpec
 
+from .usage import peak
+
 __all__ = [
     "ENTRIES",
     "HEAD",
@@ -34,6 +37,7 @@ __all__ = [
     "Made",
     "as_json",
     "as_text",
+    "chart",
     "problem_of",
     "saved_generators",
     "throughput",
@@ -128,14 +132,16 @@ ALL_STEPS = ("diffusion, 20 steps of dpm_solver", "diffusion, 1000 steps of ddpm
 
 @dataclass(frozen=True)
 class Made:
-    """per_second: images, median over repetitions, and its extremes. steps: of the search; published: as authors have
-    it, None where they have none. why: of what could not be measured; nothing else is said then."""
+    """per_second: images, median over repetitions, and its extremes. memory: the most bytes that the sampler needed
+    beyond what was there before it, None where it cannot be told. steps: of the search; published: as authors have it,
+    None where they have none. why: of what could not be measured; nothing else is said then."""
 
     size: str
     name: str
     batch: int
     per_second: float = 0.0
     extremes: tuple[float, float] = (0.0, 0.0)
+    memory: int | None = None
     steps: int | None = None
     published: int | None = None
     repetitions: int = 0
@@ -150,7 +156,7 @@ class Made:
 
 
 HEAD = (
-    f"{'images':8} {'sampler':36} {'batch':>5}  {'images / s':>10}  {'min to max':>21}  {'steps':>11}  "
+    f"{'images':8} {'sampler':36} {'batch':>5}  {'images / s':>10}  {'min to max':>21}  {'MiB':>7}  {'steps':>11}  "
     "at published steps"
 )
 
@@ -182,20 +188,28 @@ def measured(
         if entry.saved is not None and entry.saved[0] not in saved:
             saved[entry.saved[0]] = saved_generators(entry.saved[0], problem, folder)
         sampler = _sampler(entry, about, steps, saved)
-        state = sampler.init(problem, derive(SEED, name))
-        times = []
-        for _ in range(repetitions + 1):  # the first is not counted
-            if entry.anew:
-                state = sampler.init(problem, derive(SEED, name))
-            _wait(problem)
-            began = clock()
-            sampler.draw(state, problem, about.batch)
-            _wait(problem)
-            times.append(max(clock() - began, 1e-9))
+        gc.collect()
+        with peak(problem.device) as held:
+            state = sampler.init(problem, derive(SEED, name))
+            times = []
+            for _ in range(repetitions + 1):  # the first is not counted
+                if entry.anew:
+                    state = sampler.init(problem, derive(SEED, name))
+                _wait(problem)
+                began = clock()
+                sampler.draw(state, problem, about.batch)
+                _wait(problem)
+                times.append(max(clock() - began, 1e-9))
     except (UnsupportedProblem, ImportError, ValueError) as error:
         return dataclasses.replace(row, why=" ".join(str(error).split())[:200])
     rates = [about.batch / seconds for seconds in times[1:]]
-    return dataclasses.replace(row, per_second=median(rates), extremes=(min(rates), max(rates)), repetitions=len(rates))
+    return dataclasses.replace(
+        row,
+        per_second=median(rates),
+        extremes=(min(rates), max(rates)),
+        memory=held.bytes,
+        repetitions=len(rates),
+    )
 
 
 def _steps(entry: Entry, name: str, size: Size) -> int | None:
@@ -279,7 +293,12 @@ def as_json(made: Made) -> str:
         return json.dumps({**line, "why": made.why})
     low, high = made.extremes
     line |= {"images_per_second": made.per_second, "images_per_second_min": low, "images_per_second_max": high}
-    line |= {"repetitions": made.repetitions, "steps": made.steps, "published_steps": made.published}
+    line |= {
+        "peak_bytes": made.memory,
+        "repetitions": made.repetitions,
+        "steps": made.steps,
+        "published_steps": made.published,
+    }
     line["images_per_second_at_published_steps"] = made.at_published
     return json.dumps({key: round(value, 3) if isinstance(value, float) else value for key, value in line.items()})
 
@@ -291,4 +310,27 @@ def as_text(made: Made) -> str:
     steps = "-" if made.steps is None else f"{made.steps} of {made.published}"
     scaled = "-" if made.at_published is None else f"{made.at_published:.3g}"
     low, high = made.extremes
-    return f"{head}{made.per_second:10.4g}  {f'{low:.4g} to {high:.4g}':>21}  {steps:>11}  {scaled}"
+    memory = "-" if made.memory is None else f"{made.memory / 2**20:.1f}"
+    return f"{head}{made.per_second:10.4g}  {f'{low:.4g} to {high:.4g}':>21}  {memory:>7}  {steps:>11}  {scaled}"
+
+
+def chart(rows: Sequence[Made], file: Path) -> None:
+    """Bars of images a second, a panel for each kind of images, on one logarithmic scale; what failed has none."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    sizes = list(dict.fromkeys(made.size for made in rows))
+    most = max(sum(made.size == size for made in rows) for size in sizes)
+    figure, panels = pyplot.subplots(1, len(sizes), figsize=(5.0 * len(sizes), 0.8 + 0.2 * most), squeeze=False)
+    for panel, size in zip(panels[0], sizes, strict=True):
+        own = [made for made in reversed(rows) if made.size == size and not made.why]
+        panel.barh([made.name for made in own], [made.per_second for made in own], height=0.7, color="#4477aa")
+        panel.set_xscale("log")
+        panel.set_xlabel(f"images a second ({size})")
+        panel.tick_params(labelsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(file, dpi=150)
+    pyplot.close(figure)

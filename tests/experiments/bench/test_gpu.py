@@ -67,6 +67,34 @@ def test_the_most_telling_comes_first(tmp_path: Path) -> None:
     assert {name.rpartition(", ")[2] for name in names if "accuracy" in name} == set(gpu.RECIPES)
 
 
+def test_the_work_of_a_step_is_that_of_its_layers(tmp_path: Path) -> None:
+    """Against a count by hand: two operations for each weight that meets a pixel, once in the teacher and three times
+    in the student, whose first layer has no slope to hand on."""
+    lent = Lent(CPU, tmp_path, small=True)
+    problem = gpu.problem_of(lent, CPU, "resnet56", "resnet20")
+
+    def count(net: nn.Module) -> list[tuple[int, int]]:
+        """Operations and values of each layer, of one image."""
+        found: list[tuple[int, int]] = []
+
+        def note(part: nn.Module, _: tuple[Any, ...], out: torch.Tensor) -> None:
+            weight = part.weight
+            assert isinstance(weight, torch.Tensor)
+            found.append((2 * out[0].numel() * weight[0].numel(), out[0].numel()))
+
+        handles = [p.register_forward_hook(note) for p in net.modules() if isinstance(p, (nn.Conv2d, nn.Linear))]
+        with torch.no_grad():
+            net.eval()(torch.rand(1, *lent.spec.shape))
+        for handle in handles:
+            handle.remove()
+        return found
+
+    teacher, student = count(problem.teacher.module), count(problem.student.module)
+    operations = sum(o for o, _ in teacher) + 3 * sum(o for o, _ in student) - student[0][0]
+    moved = 2 * sum(v for _, v in teacher) + 5 * sum(v for _, v in student)
+    assert gpu.work_of(lent, "resnet56", "resnet20") == (operations * lent.batch, moved * lent.batch)
+
+
 def test_ends_before_its_minutes_are_up_and_goes_on_another_time(tmp_path: Path) -> None:
     """Three parts of 40 s within 100 s: the third does not begin; next time it is all that is left."""
     watch, told, out = Watch(), list[float](), tmp_path / "new" / "rows.jsonl"

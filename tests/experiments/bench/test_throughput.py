@@ -61,6 +61,18 @@ def test_every_draw_of_a_search_makes_its_images(name: str, tmp_path: Path) -> N
     assert asked[2] - asked[1] == asked[1] - asked[0] > 0
 
 
+def test_memory_and_a_picture(tmp_path: Path) -> None:
+    """Memory is told where the system tells it; what failed has no bar."""
+    problem = problem_of("digits", torch.device("cpu"))
+    rows = [measured("digits", name, problem, 1, Ticks(), tmp_path, {}) for name in ("uniform", "deep_inversion")]
+    if Path("/proc/self/clear_refs").exists():
+        assert all(made.memory is not None and made.memory >= 0 for made in rows)
+        assert json.loads(as_json(rows[1]))["peak_bytes"] == rows[1].memory
+    file = tmp_path / "chart.png"
+    throughput.chart([*rows, Made("32x32", "cmi", 8, why="none")], file)
+    assert file.stat().st_size > 1000
+
+
 def test_what_cannot_be_measured_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(kind: str, *_: object) -> str:
         raise ImportError(f"no module for {kind}")
@@ -82,7 +94,7 @@ def test_diffusion_is_compared_at_all_of_its_steps() -> None:
 def test_rows_can_be_read(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(["throughput", "--only", "cm"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "error: sampler: unknown 'cm'; the nearest is 'cmi'"
-    row = Made("digits", "cmi", 64, 50.0, (40.0, 60.0), 20, 200, 5)
+    row = Made("digits", "cmi", 64, 50.0, (40.0, 60.0), 3 * 2**20, 20, 200, 5)
     monkeypatch.setattr(throughput, "throughput", lambda *_: iter([row]))
     assert bench.main(["throughput", "--json"]) == 0
     about, line = (json.loads(text) for text in capsys.readouterr().out.splitlines())
@@ -91,4 +103,4 @@ def test_rows_can_be_read(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert bench.main(["throughput"]) == 0
     _, head, text = capsys.readouterr().out.splitlines()
     assert head == HEAD
-    assert text.split() == ["digits", "cmi", "64", "50", "40", "to", "60", "20", "of", "200", "5"]
+    assert text.split() == ["digits", "cmi", "64", "50", "40", "to", "60", "3.0", "20", "of", "200", "5"]
