@@ -5,7 +5,7 @@ A Problem holds no data: a sampler reaches only data that its own settings name.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -491,11 +491,29 @@ class Probe:
 
     def _last_linear(self, path: str, network: nn.Module) -> nn.Linear:
         """Of a network inside, or of the whole; UnsupportedProblem where it has none."""
-        whole = network is self.module
-        probe = self if whole else Probe(network, self.spec, self.device, self.name, channels_last=self.channels_last)
-        probe.require("penultimate", who=f"tap {path!r}")
+        probe = self if network is self.module else self._inside(network)
+        try:
+            probe.require("penultimate", who=f"tap {path!r}")
+        except UnsupportedProblem as error:
+            inner = self._of_members() if probe is self else []
+            raise UnsupportedProblem(f"{error}; there is {' and '.join(inner)}" if inner else str(error)) from error
         assert probe._linear is not None  # it has the capability
         return probe._linear
+
+    def _inside(self, network: nn.Module) -> "Probe":
+        return Probe(network, self.spec, self.device, self.name, channels_last=self.channels_last)
+
+    def _of_members(self) -> list[str]:
+        """Taps of penultimate features of networks in a list inside, such as the members of an ensemble."""
+        found = []
+        for path, part in self.module.named_modules():
+            for number, member in enumerate(part if isinstance(part, nn.ModuleList) else ()):
+                with suppress(ValueError):  # a layer, no network of its own
+                    probe = self._inside(member)
+                    probe.check()
+                    if "penultimate" in probe.capabilities:
+                        found.append(f"{path}.{number}.{PENULTIMATE}")
+        return found
 
     def _note(self, path: str, part: nn.Module, given: Any, output: Any) -> None:
         """Keeps what is tapped until the answer is put together."""

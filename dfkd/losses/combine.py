@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dfkd.interfaces import Loss
 from dfkd.losses.response import NO_TAPS
-from dfkd.problem import Problem
+from dfkd.problem import Problem, UnsupportedProblem
 from dfkd.rng import derive
 from dfkd.types import Batch, Outputs
 
@@ -57,9 +57,19 @@ class Objective:
         return any(getattr(loss, "uses_teacher", True) for _, loss in self.terms.values())
 
     def init(self, problem: Problem, seed: int) -> nn.ModuleDict:
-        """What is trained with the student, by label. Such a module is called in its loss's place."""
-        made = {label: loss.init(problem, derive(seed, label)) for label, (_, loss) in self.terms.items()}
-        adapters = nn.ModuleDict({label: module for label, module in made.items() if module is not None})
+        """What is trained with the student, by label. Such a module is called in its loss's place.
+
+        ValueError, UnsupportedProblem too, for a loss that does not fit the models or the batch: it is named.
+        """
+        adapters = nn.ModuleDict()
+        for label, (_, loss) in self.terms.items():
+            try:
+                module = loss.init(problem, derive(seed, label))
+            except ValueError as error:
+                kind = UnsupportedProblem if isinstance(error, UnsupportedProblem) else ValueError
+                raise kind(f"objective.{label}: {str(error).removeprefix(f'{label}: ')}") from error
+            if module is not None:
+                adapters[label] = module
         return adapters.to(problem.device)
 
     def __call__(

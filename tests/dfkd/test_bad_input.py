@@ -187,25 +187,28 @@ def test_students_and_devices_that_are_not_there(
 LOSSES = {
     "student's tap": (
         {"features": {"pairs": [["convv1", "conv1"]]}},
-        "module path of the student: unknown 'convv1'; the nearest is 'conv1'",
+        "objective.features: module path of the student: unknown 'convv1'; the nearest is 'conv1'",
     ),
     "teacher's tap": (
         {"fkd": {"teacher": "conv9"}},
-        "module path of the teacher: unknown 'conv9'; the nearest is 'conv",
+        "objective.fkd: module path of the teacher: unknown 'conv9'; the nearest is 'conv",
     ),
     "shapes": (
         {"features": {"pairs": [["conv1", "linear"]]}},
-        "features: cannot fit the map (4, 8, 8) of the student's 'conv1' to the vector (4,) of the teacher's 'linear'",
+        "objective.features: cannot fit the map (4, 8, 8) of the student's 'conv1' to the vector (4,) of the teacher's",
     ),
-    "no map": ({"attention": {"pairs": [["linear", "conv1"]]}}, "attention: cannot fit the vector (4,)"),
-    "no member": ({"kl": {"members": [1]}}, "module path of the teacher: unknown 'members.1'"),
+    "no map": ({"attention": {"pairs": [["linear", "conv1"]]}}, "objective.attention: cannot fit the vector (4,)"),
+    "no member": (
+        {"kl": {"members": [1]}},
+        "objective.kl of member 1: module path of the teacher: unknown 'members.1'",
+    ),
     "cycle": (
         {"peers": {"edges": [["conv1", "conv2"], ["conv2", "conv1"]], "attached": True}},
         "objective.peers: edges: a cycle without a detach, conv1 -> conv2 -> conv1; leave attached false",
     ),
     "memory": (
         {"rkd_angle": {"max_bytes": 5000}},
-        "rkd_angle: the angles of 16 rows need 10752 bytes for each row, more than max_bytes=5000; set rows=9 to",
+        "objective.rkd_angle: the angles of 16 rows need 10752 bytes for each row, more than max_bytes=5000; set",
     ),
     "no sources": ({"kl": {"sources": [0]}}, "sources: expected inputs from several parts, such as a mixture's"),
 }

@@ -259,6 +259,15 @@ def test_penultimate_features_of_networks_inside() -> None:
         pass
 
 
+def test_penultimate_features_of_an_ensemble_are_its_members() -> None:
+    problem = problem_of(Ensemble([net(1), net(2, width=5)]), net(9))
+    said = r"^objective.fkd: tap 'penultimate': needs .*; there is members.0.penultimate and members.1.penultimate$"
+    with pytest.raises(UnsupportedProblem, match=said):
+        config.objective({"fkd": {}}).init(problem, 0)
+    config.objective({"fkd": {"teacher": ["members.0.penultimate", "members.1.penultimate"]}}).init(problem, 0)
+    config.objective({"fkd": {"members": [0, 1]}}).init(problem, 0)
+
+
 def test_students_that_are_trained_together_are_each_taught_by_features() -> None:
     """The second member too, which is asked in training only."""
     student = Together(lambda: models.build("digits_cnn", SPEC, width=2), Mutual())
