@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["nearest", "unknown"]
+__all__ = ["SHOWN", "nearest", "unknown"]
 
 SIMILAR = 0.4  # difflib's ratio; below it a name is not a slip for another
 SHOWN = 8

@@ -10,7 +10,8 @@ safetensors are read. diffusers is imported when a function needs it, as that ta
 import inspect
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +20,21 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from .saved import BESIDE, describe
+from .saved import BESIDE, absent, describe
 from .training import Shape, seeded
 
-__all__ = ["Denoiser", "Scheduler", "Steer", "guided", "load", "on_pixels", "predicted", "reverse", "schedule"]
+__all__ = [
+    "Denoiser",
+    "Scheduler",
+    "Steer",
+    "described",
+    "guided",
+    "load",
+    "on_pixels",
+    "predicted",
+    "reverse",
+    "schedule",
+]
 
 Scheduler = Literal["dpm_solver", "ddim", "ddpm"]
 
@@ -200,8 +212,8 @@ def _try(denoiser: Denoiser, folder: Path, device: torch.device) -> None:
 def _parts(folder: Path) -> dict[str, str]:
     """The pipeline's parts and their classes, as model_index.json names them."""
     if not folder.is_dir():
-        what = "a file" if folder.exists() else "nothing"
-        raise ValueError(f"folder: expected a folder with {_READABLE}, found {what} at {str(folder)!r}")
+        what = f"a file at {str(folder)!r}" if folder.exists() else f"nothing at {absent(folder)}"
+        raise ValueError(f"folder: expected a folder with {_READABLE}, found {what}")
     index = folder / "model_index.json"
     if not index.is_file():
         inside = sorted(path.parent.name for path in folder.glob("*/model_index.json"))
@@ -218,7 +230,7 @@ def _pixels(folder: Path, device: torch.device, k: int, prompts: Any) -> Denoise
     from diffusers import UNet2DModel
 
     unet = _model(folder / "unet", UNet2DModel).to(device)
-    config, about = unet.config, _described(folder)
+    config, about = unet.config, described(folder)
     shape = (int(config.in_channels), *_sides(config, folder / "unet"))
     rows = config.num_class_embeds
     classes = about["classes"] if about is not None else rows - 1 if rows == k + 1 else rows
@@ -279,7 +291,8 @@ def _text(folder: Path, device: torch.device, k: int, prompts: Sequence[str] | N
         )
     unet = _model(folder / "unet", UNet2DConditionModel).to(device)
     decode, scale = _decoder(folder, device)
-    encoder = _model(folder / "text_encoder", transformers.CLIPTextModel, "model.safetensors")
+    with _quiet(transformers):
+        encoder = _model(folder / "text_encoder", transformers.CLIPTextModel, "model.safetensors")
     tokenizer = _read(transformers.CLIPTokenizer, folder / "tokenizer")
     words = tokenizer(
         [*prompts, ""],
@@ -298,6 +311,19 @@ def _text(folder: Path, device: torch.device, k: int, prompts: Sequence[str] | N
     height, width = _sides(unet.config, folder / "unet")
     latent, shape = (int(unet.config.in_channels), height, width), (3, height * scale, width * scale)
     return Denoiser(network, decode, latent, shape, k, k, None, _noise(folder, latent=True))
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Inside, it shows no bar of its own, not in a pipe either."""
+    logging = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _decoder(folder: Path, device: torch.device) -> tuple[Callable[[Tensor], Tensor], int]:
@@ -385,8 +411,10 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _described(folder: Path) -> dict[str, Any] | None:
+def described(folder: Path) -> dict[str, Any] | None:
     """What this package wrote beside the pipeline, where it is one of its own."""
+    if not folder.exists():
+        raise ValueError(f"folder: no such folder: {absent(folder)}")
     try:
         return describe(folder) if (folder / BESIDE).is_file() else None
     except ValueError as error:

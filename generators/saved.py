@@ -4,6 +4,7 @@ no paper. A generator is one safetensors file with its description in the metada
 description in dfkd.json. An error is one line that begins with `file:`.
 """
 
+import difflib
 import json
 import os
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-__all__ = ["BESIDE", "check", "describe", "read_tensors", "write"]
+__all__ = ["BESIDE", "absent", "check", "describe", "read_tensors", "write"]
 
 BESIDE = "dfkd.json"
 """The description's file in a folder."""
@@ -66,7 +67,7 @@ def describe(path: str | Path) -> dict[str, Any]:
     if path.is_dir():
         return _described_beside(path)
     if not path.is_file():
-        raise ValueError(f"file: no such file or folder: {str(path)!r}")
+        raise ValueError(f"file: no such file or folder: {absent(path)}")
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY)
@@ -77,6 +78,20 @@ def describe(path: str | Path) -> dict[str, Any]:
             f"file: {path} is no generator; expected what `dfkd train-generator` wrote, found other weights"
         )
     return check(_json(text, path), path)
+
+
+def absent(path: Path) -> str:
+    """A path where nothing is, as words: itself, and what is there that is called most like it."""
+    missing = path
+    while not missing.parent.exists():
+        missing = missing.parent
+    with suppress(OSError):
+        names = [beside.name for beside in missing.parent.iterdir()]
+        for name in difflib.get_close_matches(missing.name, names, n=1):
+            close = missing.parent / name
+            whole = close / path.relative_to(missing)
+            return f"{str(path)!r}; the nearest is {str(whole if whole.exists() else close)!r}"
+    return repr(str(path))
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:

@@ -17,12 +17,11 @@ from torch.nn.functional import interpolate
 
 from dfkd.interfaces import Preset
 from dfkd.losses import KL
-from dfkd.naming import nearest
+from dfkd.naming import SHOWN, nearest
 from dfkd.problem import Problem
 from dfkd.rng import derive
 from dfkd.types import Batch, InputSpec
-from generators.pipeline import Denoiser, Scheduler, Steer, load, reverse
-from generators.saved import BESIDE, describe
+from generators.pipeline import Denoiser, Scheduler, Steer, described, load, reverse
 
 from .checks import at_least, one_of, some_rows, true_or_false, weight_or_auto, whole_at_least
 from .cutmix import interval
@@ -42,10 +41,10 @@ class Diffusion:
 
     folder: a pipeline of the diffusers library, with safetensors: one without classes (DDPM, DDIM), one with (what
     `dfkd train-generator` writes, DiT), or Stable Diffusion. scheduler: the way back from noise, `dpm_solver`, `ddim`
-    or `ddpm`. steps: of it, >= 1; `ddpm` wants many. scale: of the classes (1: as they are, 0: none), >= 0; None is 2
-    where the pipeline knows images without a class too. batch: images made together, >= 1; the last batch is smaller,
-    but not where the teacher leads. prompt: for text pipelines, with {} for the name of a class. resize: whether
-    images of another size, or grey for coloured, are made to fit; without it they are refused.
+    or `ddpm`. steps: of it, >= 1; `ddpm` wants many. scale: of the classes (1: as they are, 0: none, whatever they are
+    called), >= 0; None is 2 where the pipeline knows images without a class too. batch: images made together, >= 1; the
+    last batch is smaller, but not where the teacher leads. prompt: for text pipelines, with {} for the name of a class.
+    resize: whether images of another size, or grey for coloured, are made to fit; without it they are refused.
     guidance: how far the teacher leads: what is subtracted of the gradient, at each step, >= 0; 0 never asks it.
     one_hot: weight of its cross-entropy against the class, >= 0. batchnorm: weight of the distance to its stored
     statistics, >= 0, or `auto` for a weight scaled to it. adversarial: weight of the disagreement with the student
@@ -92,8 +91,8 @@ class Diffusion:
 
     def trained_on(self) -> dict[str, Any]:
         """By folder, the data that it was trained on, where it says: what `dfkd train-generator` wrote does."""
-        known = (Path(self.folder) / BESIDE).is_file()
-        return {self.folder: describe(self.folder)["trained_on"]} if known else {}
+        about = described(Path(self.folder))
+        return {} if about is None else {self.folder: about["trained_on"]}
 
     @property
     def uses_student(self) -> bool:
@@ -129,7 +128,7 @@ class Diffusion:
         self._fits(denoiser, spec)
         objective = self._objective(self.warmup)
         terms = objective.init(problem, derive(seed, "terms"), who=self.name) if objective.terms else []
-        told = told_for(denoiser, spec, self.folder, problem.device)
+        told = None if self.scale == 0.0 else told_for(denoiser, spec, self.folder, problem.device)
         return State(stream=Stream(seed, problem.device), model=_Model(denoiser, told), terms=terms, made=0)
 
     def _fits(self, denoiser: Denoiser, spec: InputSpec) -> None:
@@ -181,15 +180,19 @@ class Diffusion:
         z = torch.randn(n, *denoiser.latent, generator=rng, device=device)
         loss = torch.zeros((), device=device)
 
+        y, scale = None if told is None or target is None else told[target], self.scale
+        if y is None and denoiser.none is not None:  # the network's own answer for none
+            y, scale = torch.full((n,), denoiser.none, device=device), 1.0
+
         def back(steer: Steer | None) -> Tensor:
             return reverse(
                 denoiser,
                 z,
-                None if told is None or target is None else told[target],
+                y,
                 rng,
                 scheduler=self.scheduler,
                 steps=self.steps,
-                scale=_USUAL_SCALE if self.scale is None else self.scale,
+                scale=_USUAL_SCALE if scale is None else scale,
                 steer=steer,
                 mix=partial(self._mixed, rng) if self.cutmix else None,
             )
@@ -269,11 +272,12 @@ def told_for(denoiser: Denoiser, spec: InputSpec, folder: str, device: torch.dev
     if denoiser.classes is None:
         return None
     names, k = denoiser.names, spec.num_classes
+    otherwise = "" if denoiser.none is None else "; scale: 0 draws its images without classes"
     if names is None or spec.class_names is None:
         if denoiser.classes != k:
             raise ValueError(
                 f"folder: expected a pipeline of {k} classes, as the teacher has, found {denoiser.classes} in "
-                f"{folder!r}"
+                f"{folder!r}{otherwise}"
             )
         return torch.arange(k, device=device)
     # a whole name before a synonym; of equal names, as two birds and machines are both cranes, each stays in its place
@@ -282,7 +286,8 @@ def told_for(denoiser: Denoiser, spec: InputSpec, folder: str, device: torch.dev
     for name in spec.class_names:
         if name not in known:
             close = nearest(name, known)
-            hint = f"; the nearest is {close!r}" if close is not None else ""
+            some = f"{', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
+            hint = f"; the nearest is {close!r}" if close is not None else f"; it has {some}{otherwise}"
             raise ValueError(
                 f"folder: expected the teacher's class {name!r} among the {len(names)} classes of {folder!r}, "
                 f"found none of that name{hint}"

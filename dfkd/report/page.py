@@ -295,7 +295,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(_plain(part) for part in value)
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_plain(part)}" for key, part in value.items())
+        return ", ".join(f"{key}: {_plain(part)}" for key, part in value.items() if part is not None)
     return str(value)
 
 

@@ -223,6 +223,8 @@ def test_names_what_is_missing(copy: Callable[[str], Path], tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"^folder: expected a folder with a DDPM .* found nothing at '.*/none'$"):
         load(tmp_path / "none", CPU, k=10)
     folder = copy("ddpm")
+    with pytest.raises(ValueError, match=r"found nothing at '.*/dpm'; the nearest is '.*/ddpm'$"):
+        load(tmp_path / "dpm", CPU, k=10)
     with pytest.raises(ValueError, match=r"no model_index.json; perhaps .*/ddpm is meant$"):
         load(tmp_path, CPU, k=10)
     (folder / "scheduler" / "scheduler_config.json").rename(tmp_path / "kept")
@@ -362,6 +364,15 @@ def test_names_that_are_not_those_of_all_classes_are_none(copy: Callable[[str], 
     for labels in (["thing"] * 1000, {str(row + 1): "thing" for row in range(1000)}, {"0": "thing"}, 3):
         index.write_text(json.dumps({**whole, "id2label": labels}))
         assert load(index.parent, CPU, k=1000).names is None
+
+
+def test_text_is_read_without_a_bar(diffusion_folder: Folder, capfd: pytest.CaptureFixture[str]) -> None:
+    logging = pytest.importorskip("transformers").utils.logging
+    folder = diffusion_folder("text")
+    capfd.readouterr()
+    load(folder, CPU, k=10, prompts=[f"one {name}" for name in NAMES])  # read by nobody else
+    assert capfd.readouterr() == ("", "")
+    assert logging.is_progress_bar_enabled()
 
 
 def test_text_needs_its_package_and_names(diffusion_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:

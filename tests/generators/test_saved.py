@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from generators.saved import BESIDE, check, describe, read_tensors, write
+from generators.saved import BESIDE, absent, check, describe, read_tensors, write
 
 DESCRIPTION: dict[str, Any] = {
     "kind": "sn_gan",
@@ -29,6 +29,18 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "made" / "generator.safetensors"
     write(path, {"a": torch.arange(400.0), "b": torch.ones(2, 3)}, DESCRIPTION)
     return path
+
+
+@pytest.mark.parametrize(
+    ("missing", "close"),
+    [("maed/generator.safetensors", "made/generator.safetensors"), ("made/generator", "made/generator.safetensors")],
+)
+def test_the_nearest_path_is_named(missing: str, close: str, file: Path) -> None:
+    root = file.parents[1]
+    assert absent(root / missing) == f"{str(root / missing)!r}; the nearest is {str(root / close)!r}"
+    assert absent(root / "maed" / "none") == f"{str(root / 'maed' / 'none')!r}; the nearest is {str(root / 'made')!r}"
+    for alone in (root / "xyz", root / "xyz" / "made", file / "inside"):
+        assert absent(alone) == repr(str(alone))
 
 
 def test_gives_back_what_was_written(file: Path) -> None:

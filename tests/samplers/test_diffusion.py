@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dfkd.interfaces import is_data_free, sources
 from dfkd.problem import Problem, UnsupportedProblem
 from dfkd.types import InputSpec
-from generators.pipeline import Steer, load, predicted, reverse, schedule
+from generators.pipeline import Denoiser, Steer, load, predicted, reverse, schedule
 from samplers import Diffusion, Pooled
 from samplers.diffusion import Seen, fitted, told_for
 from samplers.ingredients import Look
@@ -272,8 +272,38 @@ def test_saved_names_and_classes_are_compared(
     assert state.model.told.tolist() == list(range(9, -1, -1))
     assert sampler.trained_on() == {str(folder): trained_on}
     assert replace(sampler, folder=str(diffusion_folder("ddpm"))).trained_on() == {}
-    with pytest.raises(ValueError, match="expected the teacher's class 'stool' among the 10 classes"):
+    with pytest.raises(ValueError, match=r"^folder: no such folder: '.*/clases'; the nearest is '.*/classes'$"):
+        replace(sampler, folder=str(tmp_path / "clases")).trained_on()
+    with pytest.raises(ValueError, match=r"class 'stool' among the 10 classes .* it has thing 9, .*; scale: 0 draws"):
         sampler.init(named(make_problem(), (*NAMES[:9], "stool")), 1)
+
+
+def test_classes_are_nobodys_business_at_scale_0(diffusion_folder: Folder, make_problem: MakeProblem) -> None:
+    """A pipeline of other classes than the teacher's draws as one that was told none of them."""
+    problem = make_problem((3, 8, 8), num_classes=7)
+    sampler = Diffusion(str(diffusion_folder("dit")), steps=3, scale=0.0)
+    with pytest.raises(ValueError, match=r"of 7 classes, .* found 1000 in .*; scale: 0 draws"):
+        replace(sampler, scale=2.0).init(problem, 1)
+    state = sampler.init(problem, 1)
+    denoiser: Denoiser = state.model.denoiser
+    asked: list[list[int]] = []
+
+    def network(z: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        assert y is not None
+        asked.append(y.tolist())
+        return denoiser.network(z, t, y)
+
+    state.model.denoiser = replace(denoiser, network=network)
+    batch = sampler.draw(state, problem, 4)
+    assert batch.target is None
+    assert asked == 3 * [4 * [denoiser.none]]  # once a step
+    rng = sampler.init(problem, 1).stream.advance()
+    z = torch.randn(4, *denoiser.latent, generator=rng)
+    alone = reverse(denoiser, z, torch.full((4,), 3), rng, scheduler="dpm_solver", steps=3, scale=0.0)
+    torch.testing.assert_close(batch.x, fitted(alone, problem.spec))
+    led = drawn(replace(sampler, guidance=0.1), problem)
+    assert led.target is not None  # the teacher's classes lead
+    assert int(led.target.max()) < 7
 
 
 def test_text_needs_names(diffusion_folder: Folder, make_problem: MakeProblem) -> None:

@@ -162,6 +162,14 @@ def test_settings_and_resolution_are_told(page: Page) -> None:
         assert text in page.seen
 
 
+def test_settings_that_were_left_open_are_not_told(folder: Path) -> None:
+    file = folder / "manifest.json"
+    trained = {"g.safetensors": {"source": "digits", "size": None, "limit": 0}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"read": {"trained_on": trained}}))
+    page = Page(write_report(folder).read_text())
+    assert ["read trained on", "g.safetensors: source: digits, limit: 0"] in page.tables[-1]
+
+
 def test_without_a_test_set_it_says_so(build: Build) -> None:
     text = write_report(build(samplers=("uniform", "generative"), columns=("uniform",))).read_text(encoding="utf-8")
     assert "not a test score" in Page(text).text["section"] + Page(text).seen
