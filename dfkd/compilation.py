@@ -1,7 +1,7 @@
 """A network through torch.compile, for steps of which all have the same shapes.
 
-no paper. On a CPU fewer passes over memory; on a GPU CUDA graphs too, so that a small network's step is not the
-launching of its hundreds of kernels.
+no paper. Meant for a GPU, where it is recorded as CUDA graphs too, so that a small network's step is not the launching
+of its hundreds of kernels. On a CPU it brings a tenth or nothing (experiments/bench/NOTES.md).
 """
 
 from collections.abc import Callable
