@@ -3,7 +3,7 @@
 Letters for shapes: n rows, c channels, h height, w width, k classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -90,9 +90,10 @@ class Batch:
     """Inputs to be labelled by the teacher: detached, on one device.
 
     x (n, c, h, w) float32 pixels. y: ground truth only, (n,) int64 or (n, k) float for mixed labels. target (n,): the
-    class a sampler aimed at. weight (n,) float. source (n,) int64: which part of a mixture. info: 0-d tensors for
-    people. labelling: the BatchNorm mode the teacher labels each run of rows in; () means all in `eval`. teacher: its
-    outputs for exactly these rows, when they are known already.
+    class a sampler aimed at. weight (n,) float. source (n,) int64: which part of a mixture. known (n,) int64: where
+    only some parts have ground truth, y of their rows and -1 of others; labelled: the places of these parts; y is None
+    then. info: 0-d tensors for people. labelling: the BatchNorm mode the teacher labels each run of rows in; () means
+    all in `eval`. teacher: its outputs for exactly these rows, when they are known already.
     """
 
     x: Tensor
@@ -100,6 +101,8 @@ class Batch:
     target: Tensor | None = None
     weight: Tensor | None = None
     source: Tensor | None = None
+    known: Tensor | None = None
+    labelled: tuple[int, ...] = ()
     info: Mapping[str, Tensor] = field(default_factory=dict)
     labelling: Labelling = ()
     teacher: Outputs | None = None
@@ -112,7 +115,7 @@ class Batch:
             object.__setattr__(self, "labelling", ((n, "eval"),))
         if sum(rows for rows, _ in self.labelling) != n:
             raise ValueError(f"labelling: expected runs that add up to {n} rows, found {self.labelling!r}")
-        for name in ("y", "target", "weight", "source"):
+        for name in ("y", "target", "weight", "source", "known"):
             value = getattr(self, name)
             if value is not None and value.shape[0] != n:
                 raise ValueError(f"{name}: expected {n} rows, found {tuple(value.shape)}")
@@ -127,6 +130,12 @@ class Batch:
         if x.shape[0] != len(self):
             raise ValueError(f"x: expected {len(self)} rows, found {x.shape[0]}")
         return replace(self, x=x, teacher=None)
+
+    def of_sources(self, places: Iterable[int]) -> "Batch":
+        """For who looks at the rows of these parts alone: with y where they have ground truth; other rows' is not."""
+        if self.y is not None or self.known is None or not set(places) <= set(self.labelled):
+            return self
+        return replace(self, y=self.known.clamp(min=0))
 
     def require_y(self, who: str) -> Tensor:
         """The ground truth, for metrics that need it; never the class a sampler aimed at."""
@@ -161,6 +170,7 @@ class Batch:
             target=take(self.target),
             weight=take(self.weight),
             source=take(self.source),
+            known=take(self.known),
             labelling=labelling,
             teacher=keep,
         )

@@ -8,7 +8,7 @@ of parts. The teacher labels rows of different BatchNorm modes, and `batch` rows
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -105,6 +105,7 @@ def _joined(drawn: dict[int, Batch], num_classes: int) -> Batch:
         target=torch.cat(targets) if any(b.target is not None for b in batches) else None,
         weight=torch.cat(weights) if any(b.weight is not None for b in batches) else None,
         source=torch.cat(source),
+        **_partly(drawn),
         info={f"{place}.{key}": value for place, batch in drawn.items() for key, value in batch.info.items()},
         labelling=labelling,
         teacher=_answers(batches, labelling),
@@ -123,6 +124,18 @@ def _truths(batches: list[Batch], num_classes: int) -> Tensor | None:
         for y in truths
     ]
     return torch.cat(soft)
+
+
+def _partly(drawn: dict[int, Batch]) -> dict[str, Any]:
+    """Where only some parts know classes: these, with -1 elsewhere, and which parts they are."""
+    known = {place: batch.y for place, batch in drawn.items() if batch.y is not None and batch.y.ndim == 1}
+    if not known or all(batch.y is not None for batch in drawn.values()):
+        return {}
+    truths = [
+        known[place] if place in known else torch.full((len(batch),), -1, device=batch.x.device)
+        for place, batch in drawn.items()
+    ]
+    return {"known": torch.cat(truths), "labelled": tuple(known)}
 
 
 def _runs(batches: list[Batch]) -> Labelling:
@@ -158,6 +171,8 @@ def _cut(batch: Batch, here: slice) -> Batch:
         first += rows
     columns = {
         key: None if value is None else value[here]
-        for key, value in {"y": batch.y, "target": batch.target, "weight": batch.weight, "source": batch.source}.items()
+        for key, value in ((key, getattr(batch, key)) for key in ("y", "target", "weight", "source"))
     }
-    return replace(batch, x=batch.x[here], labelling=tuple(runs), teacher=None, info={}, **columns)
+    return replace(
+        batch, x=batch.x[here], labelling=tuple(runs), teacher=None, info={}, known=None, labelled=(), **columns
+    )

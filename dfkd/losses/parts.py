@@ -112,7 +112,8 @@ class OfSources(_Part):
     """A loss on the rows of some parts of a mixture: 0 on all others, so that its mean is over all rows.
 
     sources: the parts' places, from 0. A loss whose rows depend on one another sees those rows alone; where they are
-    fewer than it needs (a part's share of a batch may come and go) it is 0 for all.
+    fewer than it needs (a part's share of a batch may come and go) it is 0 for all. A loss of labels needs those of
+    these parts only.
     """
 
     loss: Loss
@@ -136,6 +137,7 @@ class OfSources(_Part):
 
     def through(self, call: Call, student: Outputs, teacher: Outputs, batch: Batch, /) -> Tensor:
         """What `call`, the loss or its adapters, makes of these rows: (n,), 0 elsewhere."""
+        batch = batch.of_sources(self.sources)
         if batch.source is None:
             raise ValueError("sources: expected inputs from several parts, such as a mixture's, found no sources")
         here = torch.stack([batch.source == place for place in self.sources]).any(dim=0)  # no table to send to a device

@@ -259,7 +259,7 @@ def begin(sampler: Sampler, problem: Problem, seed: int = 3) -> Callable[..., Ba
 
 def tensors(batch: Batch) -> dict[str, Tensor]:
     """All a batch says, by name."""
-    found = {name: getattr(batch, name) for name in ("x", "y", "target", "weight", "source")}
+    found = {name: getattr(batch, name) for name in ("x", "y", "target", "weight", "source", "known")}
     found |= {f"info.{key}": value for key, value in batch.info.items()}
     if batch.teacher is not None:
         found["logits"] = batch.teacher.logits

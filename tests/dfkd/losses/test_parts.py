@@ -19,6 +19,7 @@ from dfkd.losses import (
     At,
     Features,
     Jacobian,
+    LabelCrossEntropy,
     Objective,
     OfSources,
     RKDAngle,
@@ -28,10 +29,10 @@ from dfkd.losses import (
 from dfkd.losses.parts import check_sources
 from dfkd.losses.response import kl_nats
 from dfkd.problem import PENULTIMATE, Probe, Problem, UnsupportedProblem
-from dfkd.rng import initialised
+from dfkd.rng import derive, initialised
 from dfkd.schemes import Ensemble, Together
 from dfkd.schemes.mutual import Mutual
-from dfkd.types import Batch, InputSpec, Outputs
+from dfkd.types import Batch, InputSpec, Outputs, UnlabelledBatch
 from samplers import Mixture, Pooled, Real, Uniform
 
 N, K = 7, 4
@@ -321,11 +322,37 @@ def test_settings_make_the_same_as_words_in_python() -> None:
 
 
 def test_labels_are_those_of_the_real_part_alone_of_rows_that_have_some(quadrants: Any) -> None:
-    """Cross-entropy on one of two labelled sources, in a run."""
+    """Cross-entropy on labelled rows beside inputs that nobody has labelled, in a run, and by hand."""
     objective = config.objective({"kl": {}, "label_ce": {"sources": [1]}})
-    sampler = Mixture((Real(str(quadrants)), Real(str(quadrants))))
     words: dict[str, Any] = {"spec": SPEC, "budget": dfkd.Budget(steps=1, batch=8), "device": "cpu"}
-    assert dfkd.distill(net(1), net(2), sampler, objective=objective, **words).training.status == "ok"
+    for first in (Real(str(quadrants)), Uniform("eval"), Mixture((Uniform("eval"), Uniform("eval")))):
+        sampler = Mixture((first, Real(str(quadrants))), weights=(3.0, 5.0))
+        assert dfkd.distill(net(1), net(2), sampler, objective=objective, **words).training.status == "ok"
+    problem = problem_of(net(1), net(2))
+    real = Real(str(quadrants))
+    sampler = Mixture((Uniform("eval"), real), weights=(3.0, 5.0))
+    batch = sampler.draw(sampler.init(problem, 1), problem, 8)
+    assert batch.y is None
+    assert (batch.known is not None, batch.labelled) == (True, (1,))
+    truth = real.draw(real.init(problem, derive(1, "part", 1)), problem, 5).y
+    assert truth is not None
+    logits = problem.student(batch.x).logits.detach()
+    found = OfSources(LabelCrossEntropy(), (1,))(Outputs(logits), Outputs(logits), batch)
+    expected = torch.cat([torch.zeros(3), torch.nn.functional.cross_entropy(logits[3:], truth, reduction="none")])
+    torch.testing.assert_close(found, expected)
+    order = torch.tensor([7, 0, 4])
+    again = OfSources(LabelCrossEntropy(), (1,))(Outputs(logits[order]), Outputs(logits[order]), batch.rows(order))
+    torch.testing.assert_close(again, expected[order])
+
+
+@pytest.mark.parametrize("sources", [None, [0], [0, 1]])
+def test_labels_of_rows_that_have_none_are_refused(sources: list[int] | None, quadrants: Any) -> None:
+    objective = config.objective({"kl": {}, "label_ce": {} if sources is None else {"sources": sources}})
+    sampler = Mixture((Uniform("eval"), Real(str(quadrants))))
+    with pytest.raises(UnlabelledBatch, match="label_ce: needs ground-truth labels, found a batch without y"):
+        dfkd.distill(
+            net(1), net(2), sampler, objective=objective, spec=SPEC, budget=dfkd.Budget(steps=1, batch=8), device="cpu"
+        )
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
