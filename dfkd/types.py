@@ -90,10 +90,11 @@ class Batch:
     """Inputs to be labelled by the teacher: detached, on one device.
 
     x (n, c, h, w) float32 pixels. y: ground truth only, (n,) int64 or (n, k) float for mixed labels. target (n,): the
-    class a sampler aimed at. weight (n,) float. source (n,) int64: which part of a mixture. known (n,) int64: where
-    only some parts have ground truth, y of their rows and -1 of others; labelled: the places of these parts; y is None
-    then. info: 0-d tensors for people. labelling: the BatchNorm mode the teacher labels each run of rows in; () means
-    all in `eval`. teacher: its outputs for exactly these rows, when they are known already.
+    class a sampler aimed at. weight (n,) float. source (n,) int64: which part of a mixture. known: where only some
+    parts have ground truth, y of their rows, -1 or shares of 0 of others; labelled: the places of these parts and of
+    those without rows; y is None then. info: 0-d tensors for people. labelling: the BatchNorm mode the teacher labels
+    each run of rows in; () means all in `eval`. teacher: its outputs for exactly these rows, when they are known
+    already.
     """
 
     x: Tensor

@@ -66,7 +66,8 @@ class Mixture:
             for place, part in enumerate(self.samplers)
             if shares[place]
         }
-        return _joined(drawn, problem.spec.num_classes)
+        absent = tuple(place for place, rows in enumerate(shares) if not rows)
+        return _joined(drawn, absent, problem.spec.num_classes)
 
     def observe(self, state: State, batch: Batch, loss: Tensor) -> None:
         """Each part is told of its own rows: batch is what the last draw gave, in its order."""
@@ -90,8 +91,8 @@ class Mixture:
         return [after - before for before, after in zip(ends, [*ends[1:], n], strict=True)]
 
 
-def _joined(drawn: dict[int, Batch], num_classes: int) -> Batch:
-    """One batch of the parts' batches, by the part's place."""
+def _joined(drawn: dict[int, Batch], absent: tuple[int, ...], num_classes: int) -> Batch:
+    """One batch of the parts' batches, by the part's place; absent: parts that have no rows in it."""
     batches = list(drawn.values())
     first = batches[0]
     device, n = first.x.device, [len(batch) for batch in batches]
@@ -101,41 +102,37 @@ def _joined(drawn: dict[int, Batch], num_classes: int) -> Batch:
     labelling = _runs(batches)
     return Batch(
         x=torch.cat([batch.x for batch in batches]),
-        y=_truths(batches, num_classes),
+        **_truths(drawn, absent, num_classes),
         target=torch.cat(targets) if any(b.target is not None for b in batches) else None,
         weight=torch.cat(weights) if any(b.weight is not None for b in batches) else None,
         source=torch.cat(source),
-        **_partly(drawn),
         info={f"{place}.{key}": value for place, batch in drawn.items() for key, value in batch.info.items()},
         labelling=labelling,
         teacher=_answers(batches, labelling),
     )
 
 
-def _truths(batches: list[Batch], num_classes: int) -> Tensor | None:
-    """Classes where all parts know them, (n, k) where one of them knows them as shares; else None."""
-    truths = [batch.y for batch in batches if batch.y is not None]
-    if len(truths) < len(batches):
-        return None
-    if all(y.ndim == 1 for y in truths):
-        return torch.cat(truths)
-    soft = [
-        y if y.ndim == 2 else torch.zeros(len(y), num_classes, device=y.device).scatter_(1, y[:, None], 1.0)
-        for y in truths
-    ]
-    return torch.cat(soft)
+def _truths(drawn: dict[int, Batch], absent: tuple[int, ...], num_classes: int) -> dict[str, Any]:
+    """`y` where all parts know classes; where some do, what they know as `known`, and which they are.
+
+    Parts without rows are among them: a loss on such a part is 0 for this batch, not in want of labels.
+    """
+    labelled = (*(place for place, batch in drawn.items() if batch.y is not None), *absent)
+    soft = any(batch.y is not None and batch.y.ndim == 2 for batch in drawn.values())
+    truths = torch.cat([_classes(batch, num_classes if soft else None) for batch in drawn.values()])
+    if all(batch.y is not None for batch in drawn.values()):
+        return {"y": truths}
+    return {"known": truths, "labelled": labelled} if labelled else {}
 
 
-def _partly(drawn: dict[int, Batch]) -> dict[str, Any]:
-    """Where only some parts know classes: these, with -1 elsewhere, and which parts they are."""
-    known = {place: batch.y for place, batch in drawn.items() if batch.y is not None and batch.y.ndim == 1}
-    if not known or all(batch.y is not None for batch in drawn.values()):
-        return {}
-    truths = [
-        known[place] if place in known else torch.full((len(batch),), -1, device=batch.x.device)
-        for place, batch in drawn.items()
-    ]
-    return {"known": torch.cat(truths), "labelled": tuple(known)}
+def _classes(batch: Batch, num_classes: int | None) -> Tensor:
+    """(n,) classes, -1 where they are not known; with num_classes as shares of them, (n, k), 0 where not known."""
+    y, n, device = batch.y, len(batch), batch.x.device
+    if num_classes is None:
+        return torch.full((n,), -1, device=device) if y is None else y
+    if y is None or y.ndim == 2:
+        return torch.zeros(n, num_classes, device=device) if y is None else y
+    return torch.zeros(n, num_classes, device=device).scatter_(1, y[:, None], 1.0)
 
 
 def _runs(batches: list[Batch]) -> Labelling:

@@ -107,6 +107,37 @@ def test_truth_is_said_only_where_all_know_it(make_problem: MakeProblem) -> None
     torch.testing.assert_close(soft, torch.tensor([one_hot, one_hot, [0.1] * 10, [0.1] * 10]))
 
 
+def test_what_only_some_parts_know_is_said_apart(make_problem: MakeProblem) -> None:
+    problem = make_problem()
+    hard = draw(Mixture((Part(0.1, ("y",)), Part(0.2))), problem, 4)
+    assert (hard.y, hard.labelled) == (None, (0,))
+    assert hard.known is not None
+    assert hard.known.tolist() == [3, 3, -1, -1]
+    soft = draw(Mixture((Part(0.1), Part(0.2, ("soft",)), Part(0.3, ("y",)))), problem, 3)
+    assert (soft.y, soft.labelled) == (None, (1, 2))
+    expected = torch.tensor([[0.0] * 10, [0.1] * 10, [float(i == 3) for i in range(10)]])
+    torch.testing.assert_close(soft.known, expected)
+    torch.testing.assert_close(soft.of_sources([1, 2]).y, expected)
+    assert soft.of_sources([0, 1]).y is None
+    none = draw(Mixture((Part(0.1), Part(0.2))), problem, 4)
+    assert (none.known, none.labelled) == (None, ())
+
+
+def test_a_part_without_rows_lacks_no_labels(make_problem: MakeProblem) -> None:
+    problem, mixture = make_problem(), Mixture((Part(0.1), Part(0.2, ("y",))), (9.0, 1.0))
+    state = mixture.init(problem, 1)
+    batches = [mixture.draw(state, problem, 4) for _ in range(20)]
+    shares = [int((batch.source == 1).sum()) for batch in batches if batch.source is not None]
+    assert set(shares) == {0, 1}
+    for batch, share in zip(batches, shares, strict=True):
+        assert batch.y is None
+        assert batch.labelled == (1,)
+        assert batch.of_sources([0]).y is None
+        y = batch.of_sources([1]).y
+        assert y is not None
+        assert y[len(y) - share :].tolist() == [3] * share
+
+
 def test_missing_targets_and_weights_are_filled(make_problem: MakeProblem) -> None:
     problem = make_problem()
     batch = draw(Mixture((Part(0.1, ALL), Part(0.2))), problem, 4)

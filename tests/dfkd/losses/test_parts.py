@@ -33,7 +33,7 @@ from dfkd.rng import derive, initialised
 from dfkd.schemes import Ensemble, Together
 from dfkd.schemes.mutual import Mutual
 from dfkd.types import Batch, InputSpec, Outputs, UnlabelledBatch
-from samplers import Mixture, Pooled, Real, Uniform
+from samplers import Mixture, Mixup, Pooled, Real, Uniform
 
 N, K = 7, 4
 SPEC = InputSpec((1, 8, 8), K)
@@ -343,6 +343,14 @@ def test_labels_are_those_of_the_real_part_alone_of_rows_that_have_some(quadrant
     order = torch.tensor([7, 0, 4])
     again = OfSources(LabelCrossEntropy(), (1,))(Outputs(logits[order]), Outputs(logits[order]), batch.rows(order))
     torch.testing.assert_close(again, expected[order])
+
+
+@pytest.mark.parametrize("labelled", [lambda real: real, Mixup], ids=["classes", "shares"])
+def test_labels_of_a_part_whose_share_of_a_batch_may_be_none(labelled: Any, quadrants: Any) -> None:
+    objective = config.objective({"kl": {}, "label_ce": {"sources": [1]}})
+    sampler = Mixture((Uniform("eval"), labelled(Real(str(quadrants)))), weights=(9.0, 1.0))
+    words: dict[str, Any] = {"spec": SPEC, "budget": dfkd.Budget(steps=12, batch=4), "device": "cpu"}
+    assert dfkd.distill(net(1), net(2), sampler, objective=objective, **words).training.status == "ok"
 
 
 @pytest.mark.parametrize("sources", [None, [0], [0, 1]])
