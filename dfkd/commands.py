@@ -70,7 +70,7 @@ def compare(words: list[str], out: Path | None, workers: int | None, dry_run: bo
     if out is None and words:
         raise ValueError("--out: expected a folder to write to, found none")
     folder = Path("runs/demo") if out is None else out
-    as_device(config.device)
+    device = as_device(config.device)
     spec = teacher_spec(config.teacher, "teacher")
     student = student_of(config.student, spec)
     _require_test(config.teacher)
@@ -89,7 +89,7 @@ def compare(words: list[str], out: Path | None, workers: int | None, dry_run: bo
     torch.set_num_threads(1)
     fresh = None if (folder / _TEACHER).exists() else untrained(config.teacher, spec, "teacher")
     if fresh is not None:  # what does not fit is found before a teacher is trained
-        try_settings(Settings(fresh, student, config.samplers, spec, **settings))
+        try_settings(Settings(fresh, student, config.samplers, spec, device=str(device), **settings))
     with claimed(folder, resolved):
         named = _control(config, spec)
         # what is read from a file is read before anything is trained
@@ -248,8 +248,9 @@ def distill(words: list[str], out: Path | None, dry_run: bool) -> None:
     from dfkd.comparison import try_settings
     from dfkd.distillation import best_of_several, one_student
     from dfkd.plan import Settings
-    from dfkd.schemes.offline import make_student
+    from dfkd.schemes.offline import check_precision, make_student
 
+    check_precision(config.precision, device)
     samplers = [sampler for sampler in (*config.samplers.values(), config.sampler) if sampler is not None]
     fresh = None if (out / _TEACHER).exists() else untrained(config.teacher, spec, "teacher")
     if fresh is not None:  # what does not fit is found before a teacher is trained
@@ -325,9 +326,10 @@ def synthesize(words: list[str], n: int | None, out: Path | None, png: bool, dry
     reference = None if config.reference is None else _reference(config.reference, spec)
     del resolved["reference"]  # a bank that is there may be compared with any
     from dfkd.report.contact import check_png, contact_sheet, write_pngs
-    from dfkd.schemes.offline import make_problem, make_student
+    from dfkd.schemes.offline import check_precision, make_problem, make_student
     from dfkd.synthesis import synthesize as run
 
+    check_precision(config.precision, device)
     if png:
         check_png(spec)
     with claimed(out, resolved):

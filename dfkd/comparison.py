@@ -212,8 +212,10 @@ def _describe(settings: Settings) -> dict[str, Any]:
     """The settings as plain values, to tell whether a folder holds the same comparison."""
     plain = {
         name: getattr(settings, name)
-        for name in ("control_seeds", "precision", "compile", "student_train", "student_score", "preset")
+        for name in ("control_seeds", "precision", "student_train", "student_score", "preset")
     }
+    if settings.compile:  # not written where it is off: folders that were begun before it was a setting go on
+        plain["compile"] = True
     return {
         "teacher": type(settings.teacher).__name__,
         "control_teacher": None if settings.control_teacher is None else type(settings.control_teacher).__name__,

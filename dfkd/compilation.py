@@ -4,13 +4,17 @@ no paper. Meant for a GPU, where it is recorded as CUDA graphs too, so that a sm
 of its hundreds of kernels. On a CPU it brings a tenth or nothing (experiments/bench/NOTES.md).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["compiled"]
+__all__ = ["compiled", "room"]
+
+GRAPHS = 64
+"""How many a class of models may have in a process: one for each batch, mode and layout. torch's own limit is 8."""
 
 
 def compiled(module: nn.Module, device: torch.device, name: str) -> Callable[[Tensor], Any]:
@@ -38,3 +42,16 @@ def compiled(module: nn.Module, device: torch.device, name: str) -> Callable[[Te
         return out.clone() if graphs and isinstance(out, Tensor) else out
 
     return call
+
+
+@contextmanager
+def room() -> Iterator[None]:
+    """Inside, models of one class have room for what a comparison compiles: beyond its limit torch compiles no more."""
+    from torch.compiler import config  # importing it takes a second
+
+    before = config.recompile_limit
+    config.recompile_limit = max(before, GRAPHS)
+    try:
+        yield
+    finally:
+        config.recompile_limit = before

@@ -147,7 +147,8 @@ class CompareConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     device: str | None = None
     precision: str | None = None
-    compile: bool = False
+    # not written where it is off: folders that were begun before it was a setting go on
+    compile: bool = field(default=False, metadata={"unless": False})
     student_train: str = "train"
     student_score: str = "eval"
     preset: bool = False
@@ -179,7 +180,7 @@ class DistillConfig:
     seed: int = 0
     device: str | None = None
     precision: str | None = None
-    compile: bool = False
+    compile: bool = field(default=False, metadata={"unless": False})
     student_train: str = "train"
     stop: Stop | None = None
     preset: bool = False

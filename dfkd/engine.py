@@ -12,7 +12,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from dfkd.interfaces import Sampler
 from dfkd.losses import Objective
 from dfkd.problem import PHASES, Diverged, Problem
 from dfkd.rng import derive, initialised
-from dfkd.runtime import Bar, Interruption, Stopwatch, agree, clock, tf32
+from dfkd.runtime import Bar, Interruption, Stopwatch, agree, arithmetic, clock
 from dfkd.schedule import Budget, Optimiser, Stop
 from dfkd.types import Batch, Outputs
 
@@ -106,7 +106,7 @@ def train(
         stack.enter_context(_modes(problem.teacher.module, "eval"))  # so that asking it switches nothing
         stack.enter_context(problem.teacher.counting("synthesise"))
         stack.enter_context(problem.student.counting("synthesise"))
-        stack.enter_context(tf32(True) if problem.student.precision == "tf32" else nullcontext())
+        stack.enter_context(arithmetic(problem.student.precision))
         if compile and not objective.input_grad:
             stack.enter_context(problem.teacher.compiled(budget.batch))
             stack.enter_context(problem.student.compiled(budget.batch))

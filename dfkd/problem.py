@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dfkd.compilation import compiled
+from dfkd.compilation import compiled, room
 from dfkd.moments import moments
 from dfkd.naming import unknown
 from dfkd.pixels import as_channels_last
@@ -43,8 +43,9 @@ PENULTIMATE = "penultimate"
 `members.0.penultimate` is likewise that of the network at `members.0`, which must answer images with logits itself."""
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
-"""tf32: float32 whose convolutions and products are rounded to TF32 while a student is trained; a GPU's. bfloat16:
-autocast where images are labelled, learned from and scored; synthesis is in float32."""
+"""float32: in full while a student is trained or images are kept, which torch on a GPU is not unless told. tf32: its
+convolutions and products are rounded to TF32 there; a GPU's. bfloat16: autocast where images are labelled, learned from
+and scored; synthesis is in float32 as torch is set."""
 
 Phase = Literal["synthesise", "label", "evaluate"]
 PHASES: tuple[str, ...] = get_args(Phase)
@@ -396,9 +397,12 @@ class Probe:
 
         On a GPU what is compiled is also recorded, as CUDA graphs. ValueError at the first call where that fails.
         """
+        if self.channels_last:
+            self.check()  # whether it can take this layout is found out by asking, which a compiler takes for its fault
         self._compiled, self._rows = compiled(self.module, self.device, self.name), rows
         try:
-            yield
+            with room():
+                yield
         finally:
             self._compiled = None
 

@@ -7,14 +7,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import Any
 
 import torch
 
-__all__ = ["Bar", "Interruption", "Stopwatch", "agree", "clock", "describe", "tf32"]
+__all__ = ["Bar", "Interruption", "Stopwatch", "agree", "arithmetic", "clock", "describe", "tf32"]
 
 _PACKAGES = ("dfkd", "torch", "torchvision", "diffusers", "numpy", "scikit-learn", "safetensors")
 
@@ -33,13 +33,26 @@ def clock(device: torch.device) -> float:
 
 @contextmanager
 def tf32(on: bool) -> Iterator[None]:
-    """Inside, float32 convolutions and products on a GPU are rounded to TF32 or not; as before afterwards."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
+    """Inside, float32 convolutions and products on a GPU are rounded to TF32 or not; as before afterwards.
+
+    By torch's newer switches: its `allow_tf32` cannot be read where these were used, nor put back as it was.
+    """
+    backends: Any = torch.backends  # where `conv` has no type
+    products, convolutions = backends.cuda.matmul, backends.cudnn.conv
+    before = products.fp32_precision, convolutions.fp32_precision
+    products.fp32_precision = convolutions.fp32_precision = "tf32" if on else "ieee"
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        products.fp32_precision, convolutions.fp32_precision = before
+
+
+def arithmetic(precision: str) -> AbstractContextManager[None]:
+    """Inside, float32 on a GPU is what this precision calls it: torch itself would round convolutions to TF32.
+
+    bfloat16 leaves float32 as torch is set.
+    """
+    return nullcontext() if precision == "bfloat16" else tf32(precision == "tf32")
 
 
 def describe() -> dict[str, Any]:

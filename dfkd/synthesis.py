@@ -24,7 +24,7 @@ from dfkd.interfaces import Sampler
 from dfkd.pixels import to_bytes, to_pixels
 from dfkd.problem import PHASES, Diverged, Problem
 from dfkd.rng import derive
-from dfkd.runtime import Bar, Interruption, agree
+from dfkd.runtime import Bar, Interruption, agree, arithmetic
 from dfkd.scout import learn
 from dfkd.types import Batch
 
@@ -75,6 +75,7 @@ def synthesize(
         interruption = stack.enter_context(Interruption().watching())
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast(problem.device.type, enabled=False))
+        stack.enter_context(arithmetic(problem.teacher.precision))
         stack.enter_context(problem.teacher.frozen())
         stack.enter_context(problem.teacher.counting("synthesise"))
         for part, _ in before:

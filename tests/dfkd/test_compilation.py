@@ -1,5 +1,6 @@
 """torch.compile as a switch: what goes through it and what does not, that nothing else changes, and TF32."""
 
+import multiprocessing
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,20 +8,30 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
+from torch.compiler import config
 
+from dfkd import commands, comparison, models
+from dfkd.comparison import compare
+from dfkd.config import CompareConfig, DistillConfig, dump, parse
 from dfkd.engine import Budget, Optimiser, train
 from dfkd.interfaces import Sampler
 from dfkd.losses import KL, Objective, combine
 from dfkd.losses.derivatives import Jacobian
 from dfkd.losses.features import Features
+from dfkd.plan import Evaluation
 from dfkd.problem import PRECISIONS, Probe, Problem
 from dfkd.rng import initialised
+from dfkd.runtime import tf32
 from dfkd.schemes.offline import distill, make_problem
+from dfkd.schemes.supervised import teach
+from dfkd.synthesis import Settings, synthesize
 from dfkd.types import Batch, InputSpec
-from samplers import Adversarial, Balanced, Gaussian, Uniform
+from samplers import Adversarial, Balanced, Gaussian, Real, Uniform
 from samplers.state import State
 
+Command = Callable[..., Any]
 SPEC = InputSpec((1, 4, 4), 3)
 KL4 = combine({"kl": (1.0, KL(4.0))})
 Calls = list[tuple[str, int]]
@@ -162,6 +173,108 @@ def test_where_it_cannot_be_compiled_one_line_says_so(monkeypatch: pytest.Monkey
         run(problem(), Uniform())
 
 
+def test_a_layout_that_a_model_cannot_take_is_no_fault_of_compiling(calls: Calls) -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.maps, self.last = nn.Conv2d(2, 2, 1), nn.Linear(2 * 16 * 16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.last(self.maps(x).view(len(x), -1))
+            return out
+
+    spec = InputSpec((2, 16, 16), 3)
+    teacher, student = (Probe(Flat(), spec, name=name) for name in ("teacher", "student"))
+    run(Problem(teacher, student, spec, torch.device("cpu")), Uniform())
+    assert calls == [("eval", 8), ("train", 8)] * 6
+
+
+@pytest.mark.filterwarnings("default")  # its own modules warn of one another
+def test_runs_of_many_batches_are_all_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch has a limit for each class of models, beyond which it does nothing and says so in a log alone."""
+
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.last(x.flatten(1))
+            return out
+
+    graphs: list[Any] = []
+
+    def noting(graph: Any, inputs: Any) -> Any:
+        del inputs
+        graphs.append(graph)
+        return graph.forward
+
+    real, limit = torch.compile, config.recompile_limit
+    monkeypatch.setattr(torch, "compile", lambda module, **_: real(module, backend=noting, dynamic=False))
+    sizes = range(2, 8)
+    for rows in sizes:
+        asked = Problem(Probe(Small(), SPEC), Probe(Small(), SPEC, name="student"), SPEC, torch.device("cpu"))
+        train(asked, Uniform(), KL4, Budget(steps=1, batch=rows), Optimiser(), 0, compile=True)
+    assert len(graphs) == 2 * len(sizes) > limit
+    assert config.recompile_limit == limit
+
+
+# -- the setting -------------------------------------------------------------------------------------------------------
+
+WAYS: dict[str, tuple[tuple[str, ...], int]] = {
+    "compare": (("compare", "samplers=[uniform]", "seeds=[0]", "evaluate.columns=[draws]", "--workers", "1"), 1),
+    "distill": (("distill", "sampler=uniform"), 1),
+    "assistants": (("distill", "sampler=uniform", "assistants=[{model: digits_cnn, options: {width: 2}}]"), 2),
+    "candidates": (("distill", "samplers=[uniform, gaussian]"), 2),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_to_a_student_passes_it_on(
+    way: str, run: Command, teachers: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[nn.Module] = []
+
+    def compile(module: nn.Module, **options: Any) -> nn.Module:
+        del options
+        made.append(module)
+        return module
+
+    monkeypatch.setattr(torch, "compile", compile)
+    words, students = WAYS[way]
+    settings = (f"teacher={teachers[0]}", "student.model=digits_cnn", "student.options.width=2", "device=cpu")
+    said = run(*words, *settings, "budget.steps=2", "budget.batch=8", "compile=true", "--out", tmp_path / "out")
+    assert said.status == 0, said.err
+    assert len(made) == 2 * students
+    assert yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["compile"] is True
+
+
+def test_a_taught_model_is_compiled(calls: Calls, quadrants: Path) -> None:
+    spec = InputSpec((1, 8, 8), 4)
+    teach("digits_cnn", Real(str(quadrants)), spec=spec, budget=Budget(steps=2, batch=8), device="cpu", compile=True)
+    assert calls == [("train", 8)] * 2
+
+
+@pytest.mark.parametrize("kind", [CompareConfig, DistillConfig])
+def test_where_it_is_off_it_is_not_written(kind: Any) -> None:
+    """Folders that were begun before it was a setting go on."""
+    model = {"model": "digits_cnn"}
+    plain = {"teacher": model, "student": model, "samplers": ["uniform"]}
+    assert "compile" not in dump(parse(kind, plain))
+    assert dump(parse(kind, {**plain, "compile": True}))["compile"] is True
+
+
+def test_a_folder_begun_in_python_before_it_was_a_setting_goes_on(quadrants: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"data": str(quadrants), "budget": Budget(steps=1), "seeds": [0], "workers": 1}
+    options |= {"evaluate": Evaluation(columns=("draws",)), "device": "cpu", "out": tmp_path / "out"}
+    with initialised(1):
+        teacher = models.build("digits_cnn", InputSpec((1, 8, 8), 4), width=2)
+    compare(teacher, "digits_cnn", [Uniform()], **options)
+    assert "compile" not in yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    with pytest.raises(ValueError, match="holds another run, which differs in compile"):
+        compare(teacher, "digits_cnn", [Uniform()], compile=True, **options)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("default")  # its own modules warn of one another
@@ -174,8 +287,11 @@ def test_compiled_and_plain_students_agree() -> None:
 # -- TF32 --------------------------------------------------------------------------------------------------------------
 
 
-def rounded() -> tuple[bool, bool]:
-    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+BACKENDS: Any = torch.backends
+
+
+def rounded() -> tuple[str, str]:
+    return BACKENDS.cuda.matmul.fp32_precision, BACKENDS.cudnn.conv.fp32_precision
 
 
 class Noting(Uniform):
@@ -186,16 +302,65 @@ class Noting(Uniform):
         return super().draw(state, problem, n, learn)
 
 
-noted: list[tuple[bool, bool]] = []
+noted: list[tuple[str, str]] = []
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_products_are_rounded_in_a_run_alone(precision: str) -> None:
+def test_products_are_rounded_in_a_run_alone(precision: str, tmp_path: Path) -> None:
+    """Or where images are kept; `float32` is no less than that, though torch's convolutions are unless told."""
     before = rounded()
-    noted.clear()
-    run(problem(precision), Noting(), compile=False)
-    assert rounded() == before
-    assert set(noted) == {(True, True) if precision == "tf32" else before}
+    within = {"tf32": ("tf32", "tf32"), "float32": ("ieee", "ieee"), "bfloat16": before}
+    assert before not in (within["tf32"], within["float32"])
+    for use in (
+        lambda: run(problem(precision), Noting(), compile=False),
+        lambda: synthesize(Noting(), problem(precision), Settings(n=4, rows=4, learn=0), tmp_path, {}),
+    ):
+        noted.clear()
+        use()
+        assert rounded() == before
+        assert set(noted) == {within[precision]}
+
+
+def _new() -> None:
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+
+
+def _one_part() -> None:
+    BACKENDS.cudnn.conv.fp32_precision = "ieee"
+
+
+def test_what_the_caller_had_set_is_put_back() -> None:
+    """By torch's older switches or its newer ones, of which mixtures cannot be read; in a process of its own."""
+    process = multiprocessing.get_context("spawn").Process(target=_put_back)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def _put_back() -> None:
+    for caller in (lambda: None, lambda: torch.set_float32_matmul_precision("medium"), _one_part, _new):
+        caller()
+        before = _switches()
+        for on, expected in ((True, "tf32"), (False, "ieee")):
+            with tf32(on):
+                assert rounded() == (expected, expected)
+            assert _switches() == before
+
+
+def _switches() -> list[str]:
+    """All that torch says of it; an error is an answer too."""
+    found = []
+    for read in (
+        torch.get_float32_matmul_precision,
+        lambda: BACKENDS.cuda.matmul.allow_tf32,
+        lambda: BACKENDS.cudnn.allow_tf32,
+        lambda: (*rounded(), BACKENDS.cudnn.rnn.fp32_precision, BACKENDS.mkldnn.matmul.fp32_precision),
+    ):
+        try:
+            found.append(str(read()))
+        except RuntimeError as error:
+            found.append(type(error).__name__)
+    return found
 
 
 def test_answers_say_so_in_all_phases() -> None:
@@ -211,3 +376,37 @@ def test_a_cpu_has_none() -> None:
         make_problem(net(1), net(2), SPEC, device="cpu", precision="tf32")
     with pytest.raises(ValueError, match="tf32 is a GPU's"):
         distill(net(1), net(2), Uniform(), spec=SPEC, device="cpu", precision="tf32")
+
+
+@pytest.mark.parametrize(
+    "words", [("distill", "sampler=uniform"), ("synthesize", "uniform", "--n", "4"), ("compare", "samplers=[uniform]")]
+)
+def test_a_command_says_so_before_a_teacher_is_trained(
+    words: tuple[str, ...], run: Command, quadrants: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a teacher was trained")
+
+    monkeypatch.setattr(commands, "teacher_of", refuse)
+    settings = ("teacher.model=digits_cnn", f"teacher.data={quadrants}", "student.model=digits_cnn", "device=cpu")
+    said = run(*words, *settings, "precision=tf32", "--out", tmp_path / "out")
+    assert said.status == 2
+    assert "precision: tf32 is a GPU's, found device cpu" in said.err
+
+
+def test_a_comparison_is_tried_as_for_the_device_that_it_will_have(
+    run: Command, quadrants: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else tf32 would be refused on a GPU, too, where the teacher is yet to be trained."""
+    tried: list[str] = []
+
+    def note(settings: Any) -> None:
+        tried.append(settings.device)
+        raise ValueError("seen")
+
+    monkeypatch.setattr(commands, "as_device", lambda _: torch.device("cuda", 0))
+    monkeypatch.setattr(comparison, "try_settings", note)
+    settings = ("teacher.model=digits_cnn", f"teacher.data={quadrants}", "student.model=digits_cnn")
+    said = run("compare", *settings, "samplers=[uniform]", "precision=tf32", "--out", tmp_path / "out")
+    assert said.err.strip().endswith("seen")
+    assert tried == ["cuda:0"]
