@@ -124,6 +124,8 @@ class Diffusion:
         spec = problem.spec
         names = spec.class_names
         prompts = None if names is None else [self.prompt.format(name) for name in names]
+        if self.scale == 0.0:
+            prompts = [""] * spec.num_classes  # none is told, so that none need have a name
         denoiser = load(Path(self.folder), problem.device, spec.num_classes, prompts)
         self._fits(denoiser, spec)
         objective = self._objective(self.warmup)

@@ -306,6 +306,14 @@ def test_classes_are_nobodys_business_at_scale_0(diffusion_folder: Folder, make_
     assert int(led.target.max()) < 7
 
 
+def test_text_needs_no_names_at_scale_0(diffusion_folder: Folder, make_problem: MakeProblem) -> None:
+    pytest.importorskip("transformers")
+    sampler = Diffusion(str(diffusion_folder("text")), steps=2, scale=0.0, resize=True)
+    plain, told = (drawn(sampler, problem) for problem in (make_problem(), named(make_problem(), NAMES)))
+    assert torch.equal(plain.x, told.x)
+    assert plain.target is None
+
+
 def test_text_needs_names(diffusion_folder: Folder, make_problem: MakeProblem) -> None:
     pytest.importorskip("transformers")
     with pytest.raises(ValueError, match="expected a teacher with class names, found none"):
