@@ -4,7 +4,7 @@ no paper. Rotation and colours are called as in torchvision's RandomRotation and
 changed image, so the pixels that are taught are those it was asked about.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 from torch import Tensor
@@ -99,6 +99,11 @@ class Augmented:
 
     def observe(self, state: State, batch: Batch, loss: Tensor) -> None:
         self.base.observe(state.base, batch, loss)
+
+    def __repr__(self) -> str:
+        # banks draw by it, and folders begun in Python are known by it: without what is off, as before it was a setting
+        shown = [f.name for f in fields(self) if "unless" not in f.metadata or getattr(self, f.name)]
+        return f"Augmented({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     @property
     def _colours(self) -> tuple[float, float, float, float]:

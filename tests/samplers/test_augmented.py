@@ -1,6 +1,7 @@
 """Augmented: each row changed in its own way, and nothing else said of it changed."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -119,6 +120,8 @@ def test_what_is_off_changes_neither_images_nor_what_is_written(make_problem: Ma
     rng = Stream(derive(7, "augmented"), problem.device).advance()
     x = resized_crop(crop(base.draw(twin, problem, 30).x, rng, 2, problem.spec.low), rng, (0.5, 1.0))
     assert torch.equal(sampler.draw(state, problem, 30).x, roll(flip(x, rng), rng, 1))
+    assert repr(sampler) == f"Augmented(base={base!r}, crop=2, flip=True, roll=1, area=0.5)"
+    assert repr(replace(sampler, hue=0.2)) == f"{repr(sampler)[:-1]}, hue=0.2)"
     written = config.dump(sampler)["augmented"]
     assert list(written) == ["base", "crop", "flip", "roll", "area"]
     turned = config.dump(Augmented(base, degrees=20.0, flip_vertical=True, hue=0.2))["augmented"]
