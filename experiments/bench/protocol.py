@@ -24,7 +24,7 @@ class Part:
     """name: unique. least: seconds below which it is not begun. measure: gives rows; told the seconds it may take.
 
     share: of the time that is left when it begins, how much it may take. cut: whether it is broken off then; every
-    part is where all time is up.
+    other is at twice that, or where all time is up: what one step too long takes, those that wait do not get.
     """
 
     name: str
@@ -71,7 +71,7 @@ def run(
         since, status = clock(), {"status": "ok"}
         may = max(part.least, part.share * left)
         try:
-            with _alarm(may if part.cut else left):
+            with _alarm(min(left, may if part.cut else 2.0 * may)):
                 for row in part.measure(may):
                     write({"part": part.name, **row})
         except OutOfTime:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,10 @@ def test_what_does_not_look_at_its_clock_is_broken_off(tmp_path: Path) -> None:
     assert time.monotonic() - began < 4.0
     run([Part("other", 0.1, endless)], 0.3, out, {}, show=silent)  # not cut, but all time is up
     assert ends(out)[2:] == [("other", "no time")]
+    began = time.monotonic()
+    run([Part("long", 0.1, endless, 0.02), replace(after, name="last")], 10.0, out, {}, show=silent)
+    assert ends(out)[3:] == [("long", "no time"), ("last", "ok")]
+    assert time.monotonic() - began < 5.0  # twice its share, not all the time there is
 
 
 def test_a_torn_line_is_not_read_and_not_added_to(tmp_path: Path) -> None:
