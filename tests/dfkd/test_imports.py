@@ -59,6 +59,7 @@ MAY: dict[str, set[str]] = {
 
 SAMPLERS_MAY = {
     "bank",
+    "compilation",
     "types",
     "problem",
     "interfaces",
