@@ -161,7 +161,9 @@ def _grey(z: Tensor) -> Tensor:
     """z (n, c, h, w) -> (n, 1, h, w) of colours, itself of anything else."""
     if z.shape[1] != 3:
         return z
-    return sum(share * z[:, i : i + 1] for i, share in enumerate(GREY))  # type: ignore[return-value]
+    red, green, blue = (share * channel for share, channel in zip(GREY, z.split(1, dim=1), strict=True))
+    grey: Tensor = red + green + blue
+    return grey
 
 
 def _turn_hue(z: Tensor, turn: Tensor) -> Tensor:

@@ -584,16 +584,19 @@ def words(hint: Any) -> str:
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
+def _fields(settings: Any) -> dict[str, Any]:
+    return {f.name: dump(getattr(settings, f.name)) for f in dataclasses.fields(settings) if _written(f, settings)}
+
+
 def dump(settings: Any) -> Any:
     """Plain values that `parse` reads back as the same settings."""
     if isinstance(settings, Sampler):
         cls = type(settings)
         known = find("sampler", settings.name, SAMPLERS) if settings.name in SAMPLERS else None
         name = settings.name if known is cls else f"{cls.__module__}:{cls.__qualname__}"
-        fields = dataclasses.fields(settings)  # type: ignore[arg-type]
-        return {name: {f.name: dump(getattr(settings, f.name)) for f in fields if _written(f, settings)}}
+        return {name: _fields(settings)}
     if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
-        return {f.name: dump(getattr(settings, f.name)) for f in dataclasses.fields(settings) if _written(f, settings)}
+        return _fields(settings)
     if isinstance(settings, Mapping) and settings and all(isinstance(v, Sampler) for v in settings.values()):
         return [_with_label(label, dump(part)) for label, part in settings.items()]
     if isinstance(settings, Mapping):

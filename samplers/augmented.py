@@ -66,7 +66,7 @@ class Augmented:
             raise ValueError(f"area: expected a number in (0, 1], found {self.area!r}")
         moved = self.crop != 0 or self.flip or self.roll or self.area < 1.0 or self.degrees or self.flip_vertical
         if not moved and not any(self._colours):
-            raise ValueError("crop: expected a change to the images, found crop 0, flip off, roll 0 and area 1")
+            raise ValueError("crop: expected a change to the images, found crop 0 and all else off")
 
     def init(self, problem: Problem, seed: int) -> State:
         if (self.saturation or self.hue) and problem.spec.channels not in (1, 3):

@@ -146,9 +146,9 @@ def test_names_a_wrong_setting() -> None:
     with pytest.raises(ValueError, match="degrees: expected a number >= 0, found -20"):
         Augmented(Uniform(), degrees=-20)
     with pytest.raises(ValueError, match="flip_vertical: expected true or false, found 1"):
-        Augmented(Uniform(), flip_vertical=1)  # type: ignore[arg-type]
+        Augmented(Uniform(), flip_vertical=1)  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ValueError, match="contrast: expected a number >= 0, found 'much'"):
-        Augmented(Uniform(), contrast="much")  # type: ignore[arg-type]
+        Augmented(Uniform(), contrast="much")  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ValueError, match=r"hue: expected a number in \[0, 0.5\], found 0.7"):
         Augmented(Uniform(), hue=0.7)
     for one in ({"degrees": 20.0}, {"flip_vertical": True}, {"brightness": 0.1}, {"hue": 0.1}):
