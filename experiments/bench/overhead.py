@@ -1,14 +1,15 @@
 """How much longer the engine's loop takes than a bare loop that does the same arithmetic: ratios, one thread.
 
 no paper. The engine runs as users run it, through `train`; at each of its log points the bare loop is given the same
-number of steps, so blocks alternate within one run. After the first block both must have the same student, or there is
-no result; later, rounding grows to differences of its own.
+number of steps, so blocks alternate within one run. Before that, both must have the same student after a few steps,
+or there is no result: few, as rounding grows.
 """
 
 import copy
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from dfkd.types import InputSpec
 
 from .bare import Draw, bare_generative, bare_inversion, bare_real, bare_step
 
-__all__ = ["NETS", "SOURCES", "interval", "measure", "overhead"]
+__all__ = ["NETS", "SOURCES", "interval", "measure", "overhead", "require_equal"]
 
 NETS = {
     "wrn_16_1": (InputSpec((3, 32, 32), 10), 32, 5),
@@ -35,21 +36,21 @@ NETS = {
 }
 """Images, rows in a batch, steps in a block."""
 
+CHECKED = {"wrn_16_1": (2, 2), "digits_cnn": (20, 10)}
+"""Steps after which both have the same student, and of each inversion there. Few where the teacher is deep: Adam moves
+a pixel by a whole step up or down as its gradient's sign says, so that ten steps on, two pixels in five differ where
+rounding does."""
+
 SOURCES = ("real", "pooled", "generative")
 SEED, RATE, TEMPERATURE, EVERY = 0, 0.05, 4.0, 5
 WARM = 2  # blocks that are run and not counted
 
 
 def measure(net: str, source: str, blocks: int, clock: Callable[[], float] = time.perf_counter) -> list[float]:
-    """Engine / bare, one ratio for each block. ValueError where the students differ after the first."""
-    spec, batch, length = NETS[net]
-    problem = _problem(net, spec)
-    teacher, student = copy.deepcopy(problem.teacher.module), copy.deepcopy(problem.student.module)
-    teacher.eval().requires_grad_(False)
-    student.train()
-    sampler, steps = _sampler(source, spec, batch), (blocks + WARM) * length
-    draw = _bare(sampler, source, problem, teacher, student)
-    step = bare_step(teacher, student, draw, batch, steps, RATE, TEMPERATURE)
+    """Engine / bare, one ratio for each block. ValueError where the students of a few steps differ."""
+    require_equal(net, source, *CHECKED[net])
+    length = NETS[net][2]
+    pair = _pair(net, source, (blocks + WARM) * length)
     ours: list[float] = []
     theirs: list[float] = []
     since = clock()
@@ -59,25 +60,32 @@ def measure(net: str, source: str, blocks: int, clock: Callable[[], float] = tim
         ours.append(clock() - since)
         since = clock()
         for _ in range(length):
-            step()
+            pair.step()
         theirs.append(clock() - since)
-        if len(ours) == 1:
-            _require_equal(problem.student.module, student, f"{net}, {source}")
         since = clock()
         return {}
 
-    result = train(
-        problem,
-        sampler,
-        combine({"kl": (1.0, KL(TEMPERATURE))}),
-        Budget(batch=batch, steps=steps),
-        Optimiser(learning_rate=RATE, nesterov=True),
-        SEED,
-        monitor=alternate,
-        log_points=blocks + WARM,
-    )
-    assert (result.status, len(ours)) == ("ok", blocks + WARM)
+    pair.train(monitor=alternate, log_points=blocks + WARM)
+    assert len(ours) == blocks + WARM
     return [a / b for a, b in zip(ours[WARM:], theirs[WARM:], strict=True)]
+
+
+def require_equal(net: str, source: str, steps: int, inversion: int) -> None:
+    """ValueError unless engine and bare loop end `steps` steps with the same student.
+
+    inversion: steps of each inversion in the source `pooled`.
+    """
+    pair = _pair(net, source, steps, inversion)
+    pair.train()
+    for _ in range(steps):
+        pair.step()
+    states = pair.problem.student.module.state_dict(), pair.student.state_dict()
+    for (name, ours), theirs in zip(states[0].items(), states[1].values(), strict=True):
+        if not torch.allclose(ours.float(), theirs.float(), rtol=1e-3, atol=1e-4):
+            gap = (ours.float() - theirs.float()).abs().max().item()
+            raise ValueError(
+                f"{net}, {source}: expected equal students, found {name} {gap:.2g} apart: the loops differ"
+            )
 
 
 def overhead(blocks: int = 21, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
@@ -105,6 +113,41 @@ def interval(ratios: list[float]) -> tuple[float, float, float]:
     return values[edge], float(np.median(values)), values[n - 1 - edge]
 
 
+@dataclass(frozen=True)
+class _Pair:
+    """The same run twice: what the engine trains, and a bare loop's step with the student that it moves."""
+
+    problem: Problem
+    sampler: Any
+    budget: Budget
+    step: Callable[[], None]
+    student: nn.Module
+
+    def train(self, **options: Any) -> None:
+        result = train(
+            self.problem,
+            self.sampler,
+            combine({"kl": (1.0, KL(TEMPERATURE))}),
+            self.budget,
+            Optimiser(learning_rate=RATE, nesterov=True),
+            SEED,
+            **options,
+        )
+        assert result.status == "ok"
+
+
+def _pair(net: str, source: str, steps: int, inversion: int = 10) -> _Pair:
+    spec, batch, _ = NETS[net]
+    problem = _problem(net, spec)
+    teacher, student = copy.deepcopy(problem.teacher.module), copy.deepcopy(problem.student.module)
+    teacher.eval().requires_grad_(False)
+    student.train()
+    sampler = _sampler(source, spec, batch, inversion)
+    draw = _bare(sampler, source, problem, teacher, student)
+    step = bare_step(teacher, student, draw, batch, steps, RATE, TEMPERATURE)
+    return _Pair(problem, sampler, Budget(batch=batch, steps=steps), step, student)
+
+
 def _problem(net: str, spec: InputSpec) -> Problem:
     """A teacher and a student of the same kind; the teacher has seen a little noise, so its statistics are its own."""
     with initialised(derive(SEED, net)):
@@ -116,7 +159,7 @@ def _problem(net: str, spec: InputSpec) -> Problem:
     return Problem(*probes, spec, torch.device("cpu"), seed=SEED)
 
 
-def _sampler(source: str, spec: InputSpec, batch: int) -> Any:
+def _sampler(source: str, spec: InputSpec, batch: int, inversion: int) -> Any:
     def make(name: str, **options: Any) -> Any:
         return find("sampler", name, SAMPLERS)(**options)
 
@@ -125,8 +168,8 @@ def _sampler(source: str, spec: InputSpec, batch: int) -> Any:
     if source == "pooled":
         # every option that the bare loop has written out, so that another default changes nothing here
         plain = {"total_variation": 0.0, "l2": 0.0, "roll": 0.0, "flip": False, "adaptive": 0.0}
-        inversion = make("deep_inversion", steps=10, batch=batch, learning_rate=0.05, **plain)
-        return make("pooled", base=inversion, round=batch, every=EVERY, capacity=4 * batch)
+        inverted = make("deep_inversion", steps=inversion, batch=batch, learning_rate=0.05, **plain)
+        return make("pooled", base=inverted, round=batch, every=EVERY, capacity=4 * batch)
     rates = {"learning_rate": 1e-3, "adversarial": 1.0, "one_hot": 1.0, "balance": 20.0}
     return make("generative", latent=64, width="small", batch=batch, generator_steps=1, student_steps=EVERY, **rates)
 
@@ -157,10 +200,3 @@ def _bare(sampler: Any, source: str, problem: Problem, teacher: nn.Module, stude
     options = {"latent": sampler.latent, "batch": sampler.batch, "student_steps": EVERY}
     scale = next(term for term in state.terms if term is not None)
     return bare_generative(teacher, student, state.generator, state.stream.seed, scale, options)
-
-
-def _require_equal(ours: nn.Module, theirs: nn.Module, where: str) -> None:
-    for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
-        if not torch.allclose(a.float(), b.float(), rtol=1e-3, atol=1e-4):
-            gap = (a.float() - b.float()).abs().max().item()
-            raise ValueError(f"{where}: expected equal students, found {name} {gap:.2g} apart: the loops differ")

@@ -11,18 +11,27 @@ from experiments.bench import overhead
 from experiments.bench.bare import bare_step
 
 
-@pytest.mark.parametrize("source", overhead.SOURCES)
-def test_the_bare_loop_ends_with_the_engines_student(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def digits_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overhead, "NETS", {"digits_cnn": (overhead.NETS["digits_cnn"][0], 32, 12)})
+
+
+@pytest.mark.usefixtures("digits_alone")
+@pytest.mark.parametrize("source", overhead.SOURCES)
+def test_the_bare_loop_ends_with_the_engines_student(source: str) -> None:
     ratios = overhead.measure("digits_cnn", source, 1)
     assert len(ratios) == 1
     assert ratios[0] > 0
 
 
 @pytest.mark.parametrize("source", overhead.SOURCES)
-def test_another_loop_gives_no_ratio(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overhead, "NETS", {"digits_cnn": (overhead.NETS["digits_cnn"][0], 32, 12)})
+def test_so_does_the_larger_net(source: str) -> None:
+    overhead.require_equal("wrn_16_1", source, *overhead.CHECKED["wrn_16_1"])
 
+
+@pytest.mark.usefixtures("digits_alone")
+@pytest.mark.parametrize("source", overhead.SOURCES)
+def test_another_loop_gives_no_ratio(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def hotter(*given: Any) -> Any:
         changed: list[Any] = [*given[:-1], 3.0]
         return bare_step(*changed)
