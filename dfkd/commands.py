@@ -211,6 +211,9 @@ def _with_teacher(words: list[str]) -> list[str]:
     if first == "digits" and not Path(first).exists():
         return [f"teacher={json.dumps(_packaged('demo.yaml')['teacher'])}", *words[1:]]
     named = "=" not in first and Path(first).suffix in (".safetensors", ".pt", ".pth", ".th")
+    settings = "=" in first or Path(first).suffix in (".yaml", ".yml") or Path(first).is_file()
+    if first and not named and not settings:
+        raise ValueError(f"teacher: expected weights, such as teacher.safetensors, or digits, found {first!r}")
     return [f"teacher={json.dumps(first)}", *words[1:]] if named else words
 
 

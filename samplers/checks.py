@@ -53,8 +53,9 @@ def requires(problem: Problem, *needs: str, who: str) -> None:
         try:
             problem.teacher.require(need, who=who)
         except UnsupportedProblem as error:
-            others = f"; {', '.join(INSTEAD[need])} do without" if need in INSTEAD else ""
-            raise UnsupportedProblem(f"{error}{others}") from error
+            others = [name for name in INSTEAD.get(need, ()) if name != who]  # no sampler in place of itself
+            hint = f"; {', '.join(others)} do without" if others else ""
+            raise UnsupportedProblem(f"{error}{hint}") from error
 
 
 def one_mode(batch: Batch, who: str) -> BatchNormMode:

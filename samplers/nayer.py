@@ -43,6 +43,8 @@ from .ingredients import (
 from .state import State
 
 WITHOUT_FILE = ("orthogonal", "learned")
+SUFFIXES = (".npy", ".safetensors")
+INSTEAD = f"; {' and '.join(WITHOUT_FILE)} need no file"
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ class NAYER:
         weight_or_auto(self, "batchnorm")
         at_least(self, 0.0, "one_hot", "adversarial")
         between(self, 0.0, 0.999, "momentum")
-        if self.embeddings not in WITHOUT_FILE and Path(self.embeddings).suffix not in (".npy", ".safetensors"):
+        word = isinstance(self.embeddings, str)
+        if not word or (self.embeddings not in WITHOUT_FILE and Path(self.embeddings).suffix not in SUFFIXES):
             raise ValueError(
                 f"embeddings: expected {', '.join(WITHOUT_FILE)}, or a .npy or .safetensors file, "
                 f"found {self.embeddings!r}"
@@ -146,7 +149,8 @@ class NAYER:
         k = problem.spec.num_classes
         if self.batch < k:
             raise ValueError(
-                f"{self.name}: batch: expected at least {k} rows to balance {k} classes, found {self.batch}"
+                f"{self.name}: batch: expected at least {k} rows to balance {k} classes, found {self.batch}; "
+                "fast_dfkd, which draws its classes, takes fewer"
             )
         terms = self._objective(self.warmup).init(problem, derive(seed, "terms"), who=self.name)
         generator = built(self._network, problem, derive(seed, "generator"), self.name)
@@ -226,10 +230,10 @@ def embeddings_of(source: str, k: int, length: int) -> Tensor:
         rows: Tensor = torch.linalg.qr(torch.randn(max(k, length), max(k, length))).Q[:k, :length]
         return torch.nn.functional.normalize(rows, dim=1)
     found = _only_array(source).float()
-    if found.ndim != 2 or len(found) != k:
+    if found.ndim != 2 or len(found) != k or not found.numel():
         raise ValueError(
             f"embeddings: expected {k} rows, one for each class, found an array of shape {tuple(found.shape)} "
-            f"in {source!r}"
+            f"in {source!r}{INSTEAD}"
         )
     if not bool(torch.isfinite(found).all()):  # sync
         raise ValueError(f"embeddings: expected finite numbers, found NaN or infinity in {source!r}")
@@ -240,11 +244,13 @@ def _only_array(path: str) -> Tensor:
     """The one array of a .npy or .safetensors file."""
     try:
         if path.endswith(".npy"):
-            return torch.from_numpy(np.asarray(np.load(path, allow_pickle=False), dtype=np.float32))
+            with open(path, "rb") as file:  # np.load takes what is no array for a pickle, and says how to allow it
+                array = np.lib.format.read_array(file, allow_pickle=False)
+            return torch.from_numpy(np.asarray(array, dtype=np.float32))
         arrays = load_file(path)
     except (OSError, EOFError, ValueError, safetensors.SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"embeddings: cannot read {path!r}: {reason}") from error
+        raise ValueError(f"embeddings: cannot read {path!r}: {reason}{INSTEAD}") from error
     if len(arrays) != 1:
         raise ValueError(f"embeddings: expected one array in {path!r}, found {len(arrays)}")
     return next(iter(arrays.values()))

@@ -31,6 +31,9 @@ def print_table(source: Path | str | Summary, console: Console | None = None) ->
     if not isinstance(source, Summary):
         for sampler, reason in reasons(Path(source), summary).items():
             console.print(Text(f"{sampler} is unsupported: {reason}"))
+    diverged = [name for name in summary.ranked() if "diverged" in summary.failed.get(name, {}).values()]
+    if diverged:
+        console.print(Text(f"not finite, so given up: {', '.join(diverged)}; a smaller learning rate may help"))
 
 
 def _table(summary: Summary, rich_terminal: bool) -> Table:

@@ -98,6 +98,8 @@ def test_version(run: Command) -> None:
         (("list", "smaplers"), "list: unknown 'smaplers'; the nearest is 'samplers'"),
         (("list",), "list: expected samplers, losses, schemes, models, generators or data, found none"),
         (("list", "xyz"), "list: unknown 'xyz'; known: samplers, losses, schemes, models, generators, data"),
+        (("scout", "digts"), "teacher: expected weights, such as teacher.safetensors, or digits, found 'digts'"),
+        (("scout", "mine.yml"), "mine.yml: expected a YAML file or KEY=VALUE, found no such file"),
         (("compare", "--out"), "Option '--out' requires an argument."),
         (("compare", "samplrs=[]"), "settings: unknown 'samplrs'; the nearest is 'samplers'"),
         (("compare", "teacher.model=digits_cnn"), "--out: expected a folder to write to, found none"),

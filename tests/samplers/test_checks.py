@@ -48,5 +48,7 @@ def test_names_the_need_and_who_does_without(
     said = "^toy: needs a teacher with batchnorm; this teacher has logits, input_grad; dfad, zskt, energy do without$"
     with pytest.raises(UnsupportedProblem, match=said):
         requires(problem, "input_grad", "batchnorm", who="toy")
+    with pytest.raises(UnsupportedProblem, match=r"; dfad, zskt do without$"):
+        requires(problem, "batchnorm", who="energy")
     with pytest.raises(UnsupportedProblem, match=r"with features; this teacher has logits, input_grad$"):
         requires(problem, "features", who="toy")

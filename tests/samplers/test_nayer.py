@@ -145,6 +145,7 @@ def test_refuses_embeddings_that_are_none(make_problem: MakeProblem, tmp_path: P
     problem = make_problem()
     np.save(tmp_path / "few.npy", np.zeros((9, 7)))
     np.save(tmp_path / "flat.npy", np.zeros(10))
+    np.save(tmp_path / "empty.npy", np.zeros((10, 0)))
     np.save(tmp_path / "nan.npy", np.full((10, 2), np.nan))
     (tmp_path / "broken.npy").write_text("no array")
     (tmp_path / "broken.safetensors").write_text("no array")
@@ -152,11 +153,16 @@ def test_refuses_embeddings_that_are_none(make_problem: MakeProblem, tmp_path: P
     for name, message in (
         (
             "few.npy",
-            r"embeddings: expected 10 rows, one for each class, found an array of shape \(9, 7\) in '.*few.npy'",
+            r"embeddings: expected 10 rows, one for each class, found an array of shape \(9, 7\) in '.*few.npy'; "
+            "orthogonal and learned need no file$",
         ),
         ("flat.npy", r"embeddings: expected 10 rows, one for each class, found an array of shape \(10,\)"),
+        ("empty.npy", r"embeddings: expected 10 rows, one for each class, found an array of shape \(10, 0\)"),
         ("nan.npy", "embeddings: expected finite numbers, found NaN or infinity"),
-        ("broken.npy", "embeddings: cannot read '.*broken.npy'"),
+        (
+            "broken.npy",
+            "embeddings: cannot read '.*broken.npy': the magic string .*; orthogonal and learned need no file$",
+        ),
         ("broken.safetensors", "embeddings: cannot read '.*broken.safetensors'"),
         ("two.safetensors", "embeddings: expected one array in '.*two.safetensors', found 2"),
         ("gone.npy", "embeddings: cannot read '.*gone.npy'"),
@@ -165,10 +171,15 @@ def test_refuses_embeddings_that_are_none(make_problem: MakeProblem, tmp_path: P
             replace(TINY, embeddings=str(tmp_path / name)).init(problem, 1)
     with pytest.raises(ValueError, match=r"embeddings: expected orthogonal, learned, or a .npy or .safetensors file"):
         NAYER(embeddings="orthagonal")
+    for none in (None, 3, tmp_path / "few.npy"):
+        with pytest.raises(ValueError, match=r"embeddings: expected orthogonal, learned, or a .npy .* found"):
+            NAYER(embeddings=none)  # type: ignore[arg-type]
 
 
 def test_what_it_refuses(make_problem: MakeProblem) -> None:
-    with pytest.raises(ValueError, match="nayer: batch: expected at least 10 rows to balance 10 classes, found 9"):
+    with pytest.raises(
+        ValueError, match="nayer: batch: expected at least 10 rows to balance 10 classes, found 9; fast_dfkd"
+    ):
         replace(TINY, batch=9).init(make_problem(), 1)
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"rounds": 0}, "rounds: expected an integer >= 1, found 0"),

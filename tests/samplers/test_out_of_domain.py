@@ -121,7 +121,9 @@ def test_says_which_classes_are_the_teachers(make_problem: MakeProblem) -> None:
 def test_names_what_it_cannot_use(tmp_path: Path, folder: Path, make_problem: MakeProblem) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(ValueError, match=r"data: expected images \(.png, .jpg, .jpeg, ...\) in .*empty, found none"):
+    with pytest.raises(
+        ValueError, match=r"data: expected images \(.png, .jpg, .jpeg, ...\) in .*empty, found none; dead_leaves, "
+    ):
         OutOfDomain(str(empty)).init(make_problem(), 1)
     with pytest.raises(ValueError, match="data: unknown 'digit', and no such file or folder; the nearest is 'digits'"):
         OutOfDomain("digit").init(make_problem(), 1)

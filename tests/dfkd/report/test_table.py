@@ -33,6 +33,7 @@ def test_holds_the_numbers_best_first(folder: Path) -> None:
     assert "unsupported" in text
     assert "1 of 3" in text
     assert "over 3 seeds" in text
+    assert "not finite, so given up: generative; a smaller learning rate may help" in text
 
 
 def test_says_why_a_sampler_is_unsupported(folder: Path) -> None:
