@@ -2,7 +2,8 @@
 
 Fang, Bao, Song, Wang, Xie, Shen, Song: Mosaicking to Distill: Knowledge Distillation from Out-of-Domain Data. 2021.
 arXiv:2110.15094. Changed: the generator is sampled with its stored BatchNorm statistics, where theirs uses those of the
-batch; draws of any size are half and half on average; the clock of the learning rates is the run's progress.
+batch, and learns with the student's stored ones, where theirs stays in training mode; draws of any size are half and
+half on average; the clock of the learning rates is the run's progress.
 """
 
 from dataclasses import dataclass, replace

@@ -3,7 +3,9 @@
 Binici, Aggarwal, Pham, Leman, Mitra: Robust and Resource-Efficient Data-Free Knowledge Distillation by Generative
 Pseudo Replay. 2022. arXiv:2201.03019. Changed: the step that recalls a latent vector gives the memory no gradient,
 where theirs added it to the memory's own; images are recalled with its stored statistics also while it learns; images
-it learns are made for it rather than taken from the draw, which may be of any size.
+it learns are made for it rather than taken from the draw, which may be of any size; the generator is drawn from with
+its stored statistics, and learns with the student's stored ones and with a gradient through the teacher in the
+disagreement too, where theirs leaves both in training mode and stops that gradient.
 """
 
 from dataclasses import dataclass

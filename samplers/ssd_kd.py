@@ -1,10 +1,11 @@
 """A small bank of images made where the student needs them, and drawn from where it is still wrong.
 
-Liu, Wang, Liu, Sun, Yao: Small Scale Data-Free Knowledge Distillation. 2024. arXiv:2406.07876. Known of it are a bank
+Liu, Wang, Liu, Sun, Yao: Small Scale Data-Free Knowledge Distillation. 2024. arXiv:2406.07876. Taken from it are a bank
 of a tenth of the teacher's data, inversion losses modulated by how rare a row's class and how hard the row is, draws by
-priority with an importance correction, and a reward for what the teacher accepts and the student does not. Neither
-formulas nor code are public. Our reading: each of the four as its class says, rounds as in Fang et al.: Up to 100x
-Faster Data-Free Knowledge Distillation, arXiv:2112.06253, the reward in place of its adversary, and its preset.
+priority with an importance correction, and a reward for what the teacher accepts and the student does not. No code is
+public, and the formulas here are not the paper's. Our reading: each of the four as its class says, rounds as in Fang et
+al.: Up to 100x Faster Data-Free Knowledge Distillation, arXiv:2112.06253, the reward in place of its adversary, and its
+preset.
 """
 
 from dataclasses import dataclass

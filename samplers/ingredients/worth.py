@@ -1,7 +1,7 @@
 """Terms that ask more of images worth more to the student: of classes it has seen little of, hard ones, unlearnt ones.
 
-After Liu, Wang, Liu, Sun, Yao: Small Scale Data-Free Knowledge Distillation. 2024. arXiv:2406.07876, whose formulas are
-not public: these are our reading of what they say.
+After Liu, Wang, Liu, Sun, Yao: Small Scale Data-Free Knowledge Distillation. 2024. arXiv:2406.07876. Changed: the
+formulas, which are our reading of what they say of theirs.
 """
 
 from dataclasses import dataclass
