@@ -60,8 +60,8 @@ class DeepInversion:
     of the disagreement with the student, >= 0; 0 never asks it. labelling: the teacher's BatchNorm mode for the images,
     `eval` or `batch`.
 
-    Published, in these units and with variation `l2`; ImageNet's weights are for a ResNet-50, its first 2000 steps are at
-    half the size, and 0.2 is the weight of its adaptive form:
+    Published, in these units and with variation `l2`; ImageNet's weights are for a ResNet-50, its first 2000 steps are
+    at half the size, and 0.2 is the weight of its adaptive form:
 
         data      steps  batch  learning_rate  batchnorm  first_layer  total_variation  l2    roll    flip
         CIFAR-10  2000   256    0.0125         10         1            1.6e-3           0     0.0625  false
