@@ -2,10 +2,10 @@
 
 One step: draw, ask the teacher (unless its answers are carried), ask the student, objective, backward, optimiser,
 observe. Nothing in it waits for the device; the loss is summed there and read at log points and checkpoints. There
-the run also looks whether loss, parameters and buffers are finite. Where they are not, or at once where a sampler says
-that its search for images diverged, it stops as `diverged`: the student is put back to the last point that was found
-finite (the start, at the earliest), `steps` stays at the step that was reached, and the checkpoint file remains that of
-the last finite point.
+the run also looks whether loss, parameters and buffers are finite. Where they are not it stops as `diverged`: the
+student is put back to the last point that was found finite (the start, at the earliest), `steps` stays at the step that
+was reached, and the checkpoint file remains that of the last finite point. A sampler whose search diverged gives images
+of NaN, and so ends the run.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dfkd import checkpoint as files
 from dfkd.interfaces import Sampler
 from dfkd.losses import Objective
-from dfkd.problem import PHASES, Diverged, Problem
+from dfkd.problem import PHASES, Problem
 from dfkd.rng import derive, initialised
 from dfkd.runtime import Bar, Interruption, Stopwatch, agree, arithmetic, clock
 from dfkd.schedule import Budget, Optimiser, Stop
@@ -130,14 +130,7 @@ def _loop(run: "_Run", interruption: Interruption, bar: Bar, save: Callable[[], 
     """Steps until the budget is spent, SIGTERM came, or something is not finite."""
     saved = time.monotonic()
     while not agree(run.done):
-        try:
-            run.step()
-            broken = False
-        except Diverged:
-            broken = True
-        if agree(broken):
-            run.restore()
-            return "diverged"
+        run.step()
         logging = run.at_log_point
         stopping = agree(interruption.requested)
         saving = stopping or agree(time.monotonic() - saved >= every)

@@ -27,7 +27,6 @@ __all__ = [
     "PHASES",
     "PRECISIONS",
     "BatchNormInput",
-    "Diverged",
     "Phase",
     "Probe",
     "Problem",
@@ -53,10 +52,6 @@ PHASES: tuple[str, ...] = get_args(Phase)
 
 class UnsupportedProblem(ValueError):
     """A sampler or loss needs something of the teacher that it does not have."""
-
-
-class Diverged(ArithmeticError):
-    """A search for images found none with finite numbers; a run that meets it ends as `diverged`."""
 
 
 @dataclass(frozen=True)

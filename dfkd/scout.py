@@ -32,7 +32,7 @@ from dfkd.fidelity.diagnostics import DIAGNOSTICS, LayerShift, diagnose
 from dfkd.interfaces import Sampler, StudentFactory, is_data_free, walk
 from dfkd.losses import KL
 from dfkd.pixels import to_bytes
-from dfkd.problem import Diverged, Problem
+from dfkd.problem import Problem
 from dfkd.rng import derive
 from dfkd.runtime import Bar
 from dfkd.schemes.offline import make_problem, make_student
@@ -179,7 +179,7 @@ def _look(label: str, sampler: Sampler, problem: Problem, settings: Settings) ->
     except _TooLong:
         said = f"its first {settings.rows} rows take more than {settings.limit:g} s; draws.limit= gives it more"
         return replace(about, reason=said)
-    except (ValueError, ImportError, OSError, Diverged) as error:  # UnsupportedProblem is one; files may be missing
+    except (ValueError, ImportError, OSError) as error:  # UnsupportedProblem is one; files may be missing
         return replace(about, reason=" ".join(str(error).split()))
     if not bool(batch.x.isfinite().all()):  # sync
         return replace(about, reason="its draws are not finite")

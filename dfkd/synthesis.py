@@ -22,7 +22,7 @@ from dfkd.bank import FORMAT, INDEX, digest, read_index, shard_name, shards
 from dfkd.files import replace_file
 from dfkd.interfaces import Sampler
 from dfkd.pixels import to_bytes, to_pixels
-from dfkd.problem import PHASES, Diverged, Problem
+from dfkd.problem import PHASES, Problem
 from dfkd.rng import derive
 from dfkd.runtime import Bar, Interruption, agree, arithmetic
 from dfkd.scout import learn
@@ -201,12 +201,12 @@ class _Bank:
     def _drawn(self, rows: int) -> tuple[dict[str, Tensor], str]:
         """One draw as it is kept, rounded to bytes and then labelled, and the BatchNorm mode of its labels."""
         problem = self._problem
-        try:
-            batch = self._sampler.draw(self._state, problem, rows, learn=False)
-        except Diverged as error:
-            raise ValueError(f"sampler: {error}") from error
+        batch = self._sampler.draw(self._state, problem, rows, learn=False)
         if not bool(batch.x.isfinite().all()):  # sync
-            raise ValueError(f"sampler: expected finite images, found others in draw {len(self.index['shards'])}")
+            raise ValueError(
+                f"sampler: expected finite images, found others in draw {len(self.index['shards'])}; "
+                "a lower learning rate of what makes them may help"
+            )
         x = to_bytes(batch.x, problem.spec)
         logits = problem.label(Batch(to_pixels(x, problem.spec), labelling=batch.labelling)).logits
         if not bool(logits.isfinite().all()):  # sync

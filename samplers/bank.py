@@ -33,12 +33,14 @@ PHASES = ("synthesise", "label")
 
 @dataclass(frozen=True)
 class Round:
-    """images (m, c, h, w) uint8. columns: tensors of m rows by name. mode, precision: how they are to be labelled."""
+    """images (m, c, h, w) uint8. columns: tensors of m rows by name. mode, precision: how they are to be labelled.
+    spoilt: 0-d, 0 or, where an image was not finite before it was bytes, NaN."""
 
     images: Tensor
     columns: dict[str, Tensor]
     mode: str
     precision: str
+    spoilt: Tensor
 
 
 def bank_key(base: Sampler, rows: int, problem: Problem) -> str:
@@ -67,7 +69,7 @@ def shared_round(problem: Problem, key: str, index: int, base_state: Any, make: 
         problem.teacher.charge(saved["counts"][phase], phase)  # type: ignore[arg-type]  # the two are phases
     # what it took to wait and read has passed on this run's own clock
     problem.charged_seconds += max(0.0, saved["seconds"] - (time.perf_counter() - began))
-    return Round(saved["images"], saved["columns"], saved["mode"], saved["precision"])
+    return Round(saved["images"], saved["columns"], saved["mode"], saved["precision"], saved["spoilt"])
 
 
 def _made(path: Path, problem: Problem, base_state: Any, make: Callable[[], Round]) -> Round:
@@ -81,6 +83,7 @@ def _made(path: Path, problem: Problem, base_state: Any, make: Callable[[], Roun
         "columns": new.columns,
         "mode": new.mode,
         "precision": new.precision,
+        "spoilt": new.spoilt,
         "base": base_state.state_dict(),
         "counts": {phase: {way: counts[phase][way] - old for way, old in before[phase].items()} for phase in PHASES},
         "seconds": time.perf_counter() - began,

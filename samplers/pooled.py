@@ -1,6 +1,7 @@
 """A bank of images that another sampler adds to now and then, and from which every batch is drawn.
 
 no paper. Images are kept as bytes, 256 levels of the box, on the device, and the teacher labels what is kept, once.
+Bytes cannot show that an image was not finite; from the round on that held one, the bank gives NaN.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from dfkd.interfaces import Sampler, walk
 from dfkd.pixels import to_bytes, to_pixels
-from dfkd.problem import Diverged, Problem, UnsupportedProblem
+from dfkd.problem import Problem, UnsupportedProblem
 from dfkd.rng import derive
 from dfkd.types import Batch, Outputs, whole
 
@@ -70,6 +71,7 @@ class Pooled:
             draws=0,
             mode="eval",
             precision="float32",
+            spoilt=torch.zeros((), device=problem.device),
             images=torch.empty(0, *problem.spec.shape, dtype=torch.uint8, device=problem.device),
             **{column: torch.empty(0, device=problem.device) for column in COLUMNS},
         )
@@ -92,7 +94,8 @@ class Pooled:
     def take(self, state: State, problem: Problem, index: Tensor) -> Batch:
         """The rows at these places of the bank, (n,) int64."""
         y, target, weight, source, logits = (_taken(getattr(state, name), index) for name in COLUMNS)
-        x, labelling = to_pixels(state.images[index], problem.spec), whole(len(index), state.mode)
+        x = to_pixels(state.images[index], problem.spec).add_(state.spoilt)
+        labelling = whole(len(index), state.mode)
         teacher = None if logits is None else Outputs(logits, {}, labelling, state.precision)
         return Batch(x, y, target, weight, source, labelling=labelling, teacher=teacher)
 
@@ -108,6 +111,7 @@ class Pooled:
                 f"pooled: expected a base labelled in one BatchNorm mode, found {state.mode} and {new.mode}"
             )
         state.rounds, state.mode, state.precision = state.rounds + 1, new.mode, new.precision
+        state.spoilt = state.spoilt + new.spoilt
         kept = torch.arange(old, device=device)
         excess = 0 if self.capacity is None else old + len(new.images) - self.capacity
         if excess > 0:
@@ -127,14 +131,12 @@ class Pooled:
         """One round of the base: rounded to bytes, then labelled where labels do not depend on a row's company."""
         batch = self.base.draw(state.base, problem, self.round, True)
         mode = one_mode(batch, self.name)
-        if not bool(torch.isfinite(batch.x).all()):  # sync: once a round, as bytes would not show it
-            raise Diverged("pooled: its base gave images that are not finite; a lower learning rate of it may help")
         images = to_bytes(batch.x, problem.spec)
         columns = {name: getattr(batch, name) for name in ("y", "target", "weight", "source")}
         precision = problem.teacher.precision
         if mode == "eval":
             columns["logits"] = problem.label(Batch(to_pixels(images, problem.spec))).logits
-        return Round(images, {k: v for k, v in columns.items() if v is not None}, mode, precision)
+        return Round(images, {k: v for k, v in columns.items() if v is not None}, mode, precision, spoilt(batch.x))
 
     def fresh(self, state: State, problem: Problem, n: int) -> Batch:
         """Rows of the base that no bank has held: what a draw gives that nothing is learnt from, as for scoring."""
@@ -143,7 +145,12 @@ class Pooled:
             inner = adopt(self.base.init(problem, derive(rng.initial_seed(), "fresh")), state.base)
         batch = self.base.draw(inner, problem, n, False)
         one_mode(batch, self.name)
-        return batch.with_x(to_pixels(to_bytes(batch.x, problem.spec), problem.spec))
+        return batch.with_x(to_pixels(to_bytes(batch.x, problem.spec), problem.spec).add_(spoilt(batch.x)))
+
+
+def spoilt(x: Tensor) -> Tensor:
+    """0-d: 0, or NaN where an image is not finite. Nothing waits for the device to know."""
+    return torch.where(x.isfinite().all(), 0.0, torch.nan)
 
 
 def _taken(column: Tensor, index: Tensor) -> Tensor | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dfkd.interfaces import Preset
 from dfkd.losses import KL
-from dfkd.problem import Diverged, Problem
+from dfkd.problem import Problem
 from dfkd.rng import Stream, derive
 from dfkd.types import Batch, BatchNormMode, whole
 from generators.depths import DEPTHS, image_from, maps_of
@@ -180,8 +180,7 @@ class SpaceshipNet:
         )
         generator.eval().zero_grad(set_to_none=True)
         finite = torch.stack([best.loss.isfinite(), *(maps.isfinite().all() for maps in kept)]).all()
-        if not bool(finite):  # sync: once a round, as a bank goes on giving what it holds
-            raise Diverged(f"{self.name}: the generator has diverged; a lower learning rate may help")
+        kept = [torch.where(finite, maps, torch.nan) for maps in kept]  # what is drawn of them is no result either
         first = 0 if self.capacity is None else max(0, len(state.classes) + self.batch - self.capacity)
         pairs = zip(state.maps, kept, strict=True)
         state.maps = [torch.cat([old[first:], new]) if len(old) else new for old, new in pairs]

@@ -12,7 +12,7 @@ from torch import nn
 
 from dfkd.fidelity.recalibrate import recalibrated
 from dfkd.interfaces import Sampler
-from dfkd.problem import Diverged, Problem
+from dfkd.problem import Problem
 from dfkd.schemes.mean_teacher import Averaged
 from dfkd.schemes.mutual import Cohort
 
@@ -27,10 +27,9 @@ def estimate_statistics(problem: Problem, sampler: Sampler, state: Any, batch: i
     They are draws of the run, of `batch` rows each, and counted; the student learns nothing else from them. Of a module
     that holds several students each is done by itself.
     """
-    try:
-        x = torch.cat([sampler.draw(state, problem, batch).x for _ in range(-(-ROWS // batch))])
-    except Diverged:
-        return  # as its first step will say
+    x = torch.cat([sampler.draw(state, problem, batch).x for _ in range(-(-ROWS // batch))])
+    if not bool(x.isfinite().all()):  # sync: before the first step, which will say so
+        return
     for network in _networks(problem.student.module):
         network.load_state_dict(recalibrated(network, x, problem.spec).state_dict())
 

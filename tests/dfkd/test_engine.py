@@ -17,7 +17,7 @@ from torch.nn.functional import kl_div, log_softmax
 
 from dfkd.engine import Budget, Optimiser, Training, train
 from dfkd.losses import KL, LabelCrossEntropy, Objective, combine
-from dfkd.problem import Diverged, Probe, Problem
+from dfkd.problem import Probe, Problem
 from dfkd.rng import Stream, derive, initialised
 from dfkd.runtime import Bar
 from dfkd.types import Batch, InputSpec, Outputs
@@ -52,7 +52,6 @@ class Toy:
     mode: Literal["eval", "batch"] = "eval"
     spoil: int = 0  # the draw from which pixels are NaN
     signal_at: int = 0
-    give_up: int = 0  # the draw that finds nothing
     seen: list[Any] = field(default_factory=list, hash=False, compare=False)
     name: ClassVar[str] = "toy"
     data_free: ClassVar[bool] = True
@@ -67,8 +66,6 @@ class Toy:
         x = torch.rand(n, *problem.spec.shape, generator=state.advance())
         if self.spoil and state.step >= self.spoil:
             x = torch.full_like(x, torch.nan)
-        if state.step == self.give_up:
-            raise Diverged("toy: nothing found")
         if state.step == self.signal_at:
             os.kill(os.getpid(), signal.SIGTERM)
         self.seen.append(
@@ -471,17 +468,6 @@ def test_a_run_that_never_was_finite_gives_the_first_student_back() -> None:
     training = run(p, Toy(spoil=1), steps=4)
     assert (training.status, training.curve) == ("diverged", [])
     assert_same(p.student.module, net(2))
-
-
-def test_a_search_that_diverged_stops_the_run_at_once(tmp_path: Path) -> None:
-    p, good, path = problem(), problem(), tmp_path / "run.pt"
-    training = run(p, Toy(give_up=7), steps=20, log_points=5, checkpoint=path, checkpoint_seconds=1e9)
-    assert (training.status, training.steps) == ("diverged", 6)
-    assert [line["step"] for line in training.curve] == [4]
-    assert training.synthesise_seconds > 0.0
-    run(good, Toy(signal_at=4), steps=20, log_points=5)
-    assert_same(p.student.module, good.student.module)
-    assert not path.exists()
 
 
 def test_a_rate_that_is_too_large_is_found_in_the_parameters() -> None:

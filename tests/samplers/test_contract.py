@@ -69,6 +69,8 @@ from samplers import (
     Uniform,
 )
 
+from ..stand_in import DEVICE, stand_in
+
 MakeProblem = Callable[..., Problem]
 
 INVERSION = DeepInversion(steps=2, batch=8)
@@ -251,7 +253,7 @@ def begin(sampler: Sampler, problem: Problem, seed: int = 3) -> Callable[..., Ba
     def draw(n: int, learn: bool = True) -> Batch:
         batch = sampler.draw(state, problem, n, learn)
         if learn:
-            sampler.observe(state, batch, torch.arange(float(n)))
+            sampler.observe(state, batch, torch.arange(float(n), device=problem.device))
         return batch
 
     return draw
@@ -777,7 +779,20 @@ def test_seeds_of_tests_are_constants() -> None:
             assert not named & clocks, f"{path.name}:{node.lineno}"
 
 
-# -- the same on a GPU ---------------------------------------------------------------------------------------------
+# -- the same on a device that is none, and on a GPU ----------------------------------------------------------------
+
+
+@each_row
+def test_never_waits_for_the_device(row: str, make_problem: MakeProblem) -> None:
+    """Not while it draws, makes rounds and learns; and nothing of the host's is mixed with what is there."""
+    with stand_in() as waits:
+        draw = begin(ROWS[row], make_problem(device=DEVICE.type))
+        waits.clear()  # to begin with data is read, and networks are made
+        drawn = [draw(n) for n in (20, 7, 1, 20)]
+        assert waits == []
+        for batch in drawn:
+            assert {value.device for value in tensors(batch).values()} == {DEVICE}
+        draw(8, learn=False)  # may wait: it is for scoring
 
 
 @pytest.mark.cuda

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dfkd.pixels import to_bytes, to_pixels
-from dfkd.problem import Diverged, Problem
+from dfkd.problem import Problem
 from dfkd.types import Batch, InputSpec
 from samplers import (
     DFAD,
@@ -375,13 +375,38 @@ def test_a_shared_bank_does_not_depend_on_draws_that_teach_nothing(base: Any, ma
     assert torch.equal(watched.images, alone.images)
 
 
+@dataclass(frozen=True)
+class Endless(Numbered):
+    """Its third draw and those after it have a pixel of NaN."""
+
+    def draw(self, state: State, problem: Problem, n: int, learn: bool = True) -> Batch:
+        batch = super().draw(state, problem, n, learn)
+        if len(state.asked) > 2:
+            batch.x[0, 0, 0, 0] = torch.nan
+        return batch
+
+
 @pytest.mark.parametrize("bank", [Pooled, Prioritised])
 def test_images_that_are_not_finite_end_the_run(bank: Any, make_problem: MakeProblem) -> None:
     """As bytes they would be black images, which a student learns from as from any other."""
     problem, pool = make_problem(), bank(DFAD(latent=4, batch=4, learning_rate=1e30), round=4, every=None, warmup=6)
     state = pool.init(problem, 1)
-    with pytest.raises(Diverged, match="pooled: its base gave images that are not finite"):
-        pool.draw(state, problem, 4)
+    assert bool(pool.draw(state, problem, 4).x.isnan().all())
+    resumed = pool.init(problem, 1)
+    resumed.load_state_dict(state.state_dict())
+    assert bool(pool.draw(resumed, problem, 4).x.isnan().all())
+
+
+def test_images_that_are_not_finite_are_so_for_whoever_shares_the_bank(
+    make_problem: MakeProblem, tmp_path: Path
+) -> None:
+    pool = Pooled(Endless(), round=4, every=1)
+    for _ in range(2):
+        problem = make_problem(banks=tmp_path)
+        state = pool.init(problem, 1)
+        finite = [bool(pool.draw(state, problem, 4).x.isfinite().all()) for _ in range(4)]
+        assert finite == [True, True, False, False]
+        assert bool(pool.draw(state, problem, 4, learn=False).x.isnan().all())
 
 
 def test_refuses_what_it_cannot_do(make_problem: MakeProblem) -> None:

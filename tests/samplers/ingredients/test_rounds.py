@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfkd.problem import Diverged, Problem
+from dfkd.problem import Problem
 from dfkd.types import Batch
 from samplers import Augmented, Pooled
 from samplers.ingredients import Rounds, banked, unfound
@@ -106,5 +106,4 @@ def test_a_search_that_found_nothing_finite_ends_the_run(make_problem: MakeProbl
     problem, sampler = make_problem(), Pooled(Rounds(Numbered(spoil=2)), round=4, every=1)
     state = sampler.init(problem, 1)
     sampler.draw(state, problem, 4)
-    with pytest.raises(Diverged, match="pooled: its base gave images that are not finite"):
-        sampler.draw(state, problem, 4)
+    assert bool(sampler.draw(state, problem, 4).x.isnan().all())
