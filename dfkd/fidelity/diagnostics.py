@@ -177,4 +177,4 @@ def _predictions(log_p: Tensor, sizes: list[int]) -> dict[str, float | None]:
 
 
 def _entropy(p: Tensor) -> float:
-    return float(-torch.special.xlogy(p, p).sum())  # sync
+    return float(torch.special.entr(p).sum())  # sync

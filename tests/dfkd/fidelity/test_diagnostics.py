@@ -160,5 +160,6 @@ class Constant(nn.Module):
 def test_a_collapsed_bank_has_no_entropy(spec: InputSpec) -> None:
     values = diagnose(Probe(Constant(), spec), X, spec, batch=10).values
     assert (values["histogram_entropy"], values["mean_prediction_entropy"], values["mean_confidence"]) == (0, 0, 1)
+    assert str(values["histogram_entropy"]) == "0.0"  # not -0.0, which a table shows
     assert values["mean_prediction_spread"] == 0.0
     assert values["feature_rank"] is None  # no linear layer gives its logits
