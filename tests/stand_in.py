@@ -49,6 +49,9 @@ class _There(Tensor):
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.cpu().__reduce_ex__(protocol)
+
     @classmethod
     def __torch_dispatch__(cls, *_: Any) -> Any:
         raise AssertionError("a tensor of the device outlived it")
@@ -109,7 +112,8 @@ class _Generator(torch._C.Generator):
 def stand_in() -> Iterator[list[str]]:
     """Inside, DEVICE is a device; gives the list of what made the host wait for it, which grows. Masked indices and
     copies from the host count, but for copies to the device that are asked not to block."""
-    generator, tensor, autocast = torch.Generator, torch.tensor, torch.autocast
+    importlib.import_module("torch._dynamo")  # else it is at the first mode, and reads what is patched below for a type
+    generator, tensor, autocast, load = torch.Generator, torch.tensor, torch.autocast, torch.load
     optimizer = importlib.import_module("torch.optim.optimizer")  # torch.optim hides it
     fused = [*optimizer._get_fused_kernels_supported_devices(), DEVICE.type]
 
@@ -120,12 +124,17 @@ def stand_in() -> Iterator[list[str]]:
         made = tensor(data, **options)
         return made if device is None else made.to(device)
 
+    def loaded(file: Any, *, map_location: Any = None, **options: Any) -> Any:
+        read = load(file, map_location=map_location and "cpu", **options)
+        return tree_map(lambda x: x.to(map_location) if map_location and isinstance(x, Tensor) else x, read)
+
     def rounded(device: str, *given: Any, **options: Any) -> Any:
         return nullcontext() if device == DEVICE.type else autocast(device, *given, **options)
 
     with pytest.MonkeyPatch.context() as patch, _Device() as device:
         patch.setattr(torch, "Generator", a_generator)
         patch.setattr(torch, "tensor", a_tensor)
+        patch.setattr(torch, "load", loaded)
         patch.setattr(torch, "autocast", rounded)
         patch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: fused)
         yield device.waits
