@@ -31,11 +31,12 @@ AUTO = 10.0
 NOISE_ROWS = 256
 
 
-def noise_start(problem: Problem, n: int, generator: torch.Generator) -> Tensor:
-    """n images N(middle, (span / 4)^2), clipped to the box: where a search over pixels begins."""
+def noise_start(problem: Problem, n: int, generator: torch.Generator, clip: bool = True) -> Tensor:
+    """n images N(middle, (span / 4)^2), clipped to the box unless told: where a search over pixels begins."""
     spec = problem.spec
     x = torch.empty(n, *spec.shape, device=problem.device)
-    return x.normal_(spec.middle, spec.span / 4, generator=generator).clamp_(spec.low, spec.high)
+    x.normal_(spec.middle, spec.span / 4, generator=generator)
+    return x.clamp_(spec.low, spec.high) if clip else x
 
 
 def batchnorm_distance(layers: Sequence[BatchNormInput], first_layer: float = 1.0) -> Tensor:

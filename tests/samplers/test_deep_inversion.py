@@ -1,6 +1,12 @@
-"""Inversion does its job on a teacher trained on real digits: classes hit, BatchNorm distance down, student apart."""
+"""Inversion does its job on a teacher trained on real digits: classes hit, BatchNorm distance down, student apart.
 
+As published it is the loop written by hand.
+"""
+
+import math
+import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,11 +15,15 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from dfkd.config import dump
+from dfkd.interfaces import preset_of
+from dfkd.losses import KL
 from dfkd.problem import Probe, Problem, UnsupportedProblem
 from dfkd.rng import initialised
 from dfkd.types import InputSpec
 from samplers.deep_inversion import DeepInversion
 from samplers.ingredients import batchnorm_distance, noise_start
+from samplers.pooled import Pooled
 
 MakeProblem = Callable[..., Problem]
 
@@ -155,6 +165,121 @@ def test_starts_from_noise_and_moves_by_the_learning_rate(make_problem: MakeProb
     assert 0.0 < moved <= 0.01 * 4.0 * 1.0001
 
 
+# -- as published ------------------------------------------------------------------------------------------------------
+
+
+def test_published_settings_are_the_published_numbers_in_our_units() -> None:
+    """Theirs are of pixels whose standard deviation is 1, and of a norm over the whole batch."""
+    cifar10, imagenet = DeepInversion.cifar10(), DeepInversion.imagenet()
+    assert (cifar10.steps, cifar10.batch, cifar10.learning_rate) == (2000, 256, 0.05 / 4)
+    assert (cifar10.batchnorm, cifar10.first_layer, cifar10.l2, cifar10.flip) == (10.0, 1.0, 0.0, False)
+    assert cifar10.total_variation == pytest.approx(2.5e-5 * 4 * math.sqrt(256), rel=0.01)
+    assert int(cifar10.roll * 32) == 2
+    assert (imagenet.steps, imagenet.batch, imagenet.learning_rate) == (20_000, 152, 0.05 / 4)
+    assert (imagenet.batchnorm, imagenet.first_layer, imagenet.flip) == (0.01, 10.0, True)
+    assert imagenet.total_variation == pytest.approx(1e-4 * 4 * math.sqrt(152), rel=0.01)
+    assert imagenet.l2 == pytest.approx(1e-5 * 4)
+    assert (int(imagenet.roll * 224), int(imagenet.roll * 112)) == (30, 15)
+    for published in (cifar10, imagenet):
+        assert (published.betas, published.schedule, published.clip) == ((0.9, 0.999), "constant", False)
+        assert (published.one_hot, published.variation, published.adaptive) == (1.0, "l2", 0.0)
+
+
+def test_its_preset_is_the_published_one() -> None:
+    preset = preset_of(Pooled(DeepInversion()))
+    assert preset is not None
+    assert preset.objective == {"kl": (1.0, KL(temperature=3.0))}
+    assert preset.optimiser == {"learning_rate": 0.1, "schedule": "steps", "milestones": (0.4, 0.8)}  # 100, 200 of 250
+    assert (preset.batch, preset.steps) == (256, 250 * 195)
+
+
+def test_a_published_search_is_the_loop_by_hand(make_problem: MakeProblem) -> None:
+    """In their units: noise of one deviation that is never clipped, Adam as torch has it, a whole-batch variation.
+
+    The priors count as much here as the BatchNorm term does, so that none of them could be missed.
+    """
+    problem, coins = make_problem(shape=(1, 16, 16)), random.Random(5)
+    published = replace(DeepInversion.cifar10(), steps=3, batch=8, learning_rate=0.5 / 4, batchnorm=1.0, adaptive=5.0)
+    published = replace(published, total_variation=0.05 * 4 * math.sqrt(8))
+    found, y, loss = published._invert(
+        published.init(problem, 1), problem, torch.Generator().manual_seed(2), random.Random(5)
+    )
+
+    teacher, student = problem.teacher.module, problem.student.module.eval()
+    norms = [part for part in teacher.eval().modules() if isinstance(part, nn.BatchNorm2d)]
+    given = list[Tensor]()
+    for norm in norms:
+        norm.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    x = torch.randn(8, 1, 16, 16, generator=torch.Generator().manual_seed(2)).requires_grad_(True)
+    assert ((0.5 + x / 4) < 0).any()
+    adam, seen = torch.optim.Adam([x], lr=0.5), list[tuple[float, Tensor]]()
+    for _ in range(3):
+        shown = torch.roll(x, (coins.randint(-1, 1), coins.randint(-1, 1)), dims=(2, 3))
+        given.clear()
+        logits = teacher(0.5 + shown / 4)
+        by_hand = cross_entropy(logits, y)
+        for g, norm in zip(given, norms, strict=True):
+            flat = g.transpose(0, 1).flatten(1)
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            by_hand = by_hand + (flat.mean(1) - norm.running_mean).norm()
+            by_hand = by_hand + (flat.var(1, correction=0) - norm.running_var).norm()
+        right, down = shown[..., 1:] - shown[..., :-1], shown[..., 1:, :] - shown[..., :-1, :]
+        falling, rising = shown[..., 1:, 1:] - shown[..., :-1, :-1], shown[..., 1:, :-1] - shown[..., :-1, 1:]
+        by_hand = by_hand + 0.05 * sum(part.norm() for part in (right, down, falling, rising))
+        p, q = ((z / 3.0).softmax(dim=1) for z in (logits, student(0.5 + shown / 4)))
+        m = 0.5 * (p + q)
+        js = 0.5 * (p * (p / m).log()).sum(1) + 0.5 * (q * (q / m).log()).sum(1)
+        by_hand = by_hand - 5.0 * js.mean()
+        seen.append((by_hand.item(), x.detach().clone()))
+        (x.grad,) = torch.autograd.grad(by_hand, x)
+        adam.step()
+    least, best = min(seen, key=lambda one: one[0])
+    assert least == seen[-1][0]
+    assert loss.item() == pytest.approx(least, rel=1e-5)
+    gaps = (found - (0.5 + best / 4).clamp(0.0, 1.0)).abs()
+    assert gaps.mean() < 1e-5  # of moves of 0.1; Adam makes much of the rounding of a pixel without a slope
+    assert gaps.max() < 0.01
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_rate_and_betas_are_those_given(schedule: Any, make_problem: MakeProblem, monkeypatch: Any) -> None:
+    rates, betas, step = [], [], torch.optim.Adam.step
+
+    def spied(self: Any, *args: Any) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        betas.append(self.param_groups[0]["betas"])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spied)
+    problem = make_problem()
+    sampler = DeepInversion(steps=4, batch=8, learning_rate=0.2, betas=(0.3, 0.7), schedule=schedule)
+    sampler.draw(sampler.init(problem, 0), problem, 8)
+    fall = [1.0 if schedule == "constant" else 0.5 * (1 + math.cos(math.pi * at / 4)) for at in range(4)]
+    assert rates == pytest.approx([0.2 * factor for factor in fall])
+    assert betas == [(0.3, 0.7)] * 4
+
+
+def test_what_is_not_clipped_on_the_way_is_in_the_box_in_the_end(make_problem: MakeProblem) -> None:
+    problem = make_problem(low=-1.0, high=3.0)
+    loose, tight = (DeepInversion(steps=6, batch=8, learning_rate=0.3, clip=clip) for clip in (False, True))
+    for sampler in (loose, tight):
+        x = sampler.draw(sampler.init(problem, 0), problem, 8).x
+        assert (x.min().item(), x.max().item()) == (-1.0, 3.0)
+    assert not torch.equal(loose.draw(loose.init(problem, 0), problem, 8).x, x)
+
+
+def test_what_is_as_before_is_named_as_before() -> None:
+    """Banks draw by the name, and folders that were begun go on by the settings."""
+    said = "DeepInversion(steps=7, batch=256, learning_rate=0.1, batchnorm='auto', first_layer=1.0, one_hot=1.0, "
+    said += "total_variation=0.0, variation='l1', l2=0.0, roll=0.125, flip=False, adaptive=0.0, labelling='eval'"
+    assert repr(DeepInversion(steps=7)) == f"{said})"
+    assert repr(DeepInversion(steps=7, clip=False)) == f"{said}, clip=False)"
+    (options,) = dump(DeepInversion(betas=(0.9, 0.99))).values()
+    assert options["betas"] == [0.9, 0.99]
+    assert not {"schedule", "clip"} & set(options)
+
+
 def test_no_hook_and_no_change_is_left(make_problem: MakeProblem) -> None:
     problem, sampler = make_problem(), DeepInversion(steps=2, batch=8, adaptive=1.0)
     probes = (problem.teacher, problem.student)
@@ -198,6 +323,10 @@ def test_a_teacher_without_batchnorm(make_problem: MakeProblem, brightness: Call
         ({"flip": 0.5}, "flip: expected true or false, found 0.5"),
         ({"variation": "l3"}, "variation: expected one of l1, l2"),
         ({"labelling": "train"}, "labelling: expected one of eval, batch"),
+        ({"betas": (0.9, 1.0)}, r"betas: expected two numbers in \[0, 1\), found \(0.9, 1.0\)"),
+        ({"betas": 0.9}, r"betas: expected two numbers in \[0, 1\), found 0.9"),
+        ({"schedule": "steps"}, "schedule: expected one of cosine, constant, found 'steps'"),
+        ({"clip": 1.0}, "clip: expected true or false, found 1.0"),
         ({"one_hot": 0.0, "batchnorm": 0.0}, "one_hot: expected at least one weight above 0"),
     ],
 )
