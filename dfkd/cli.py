@@ -2,13 +2,14 @@
 
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dfkd import __version__
-from dfkd.naming import unknown
+from dfkd.naming import OneLine, unknown
 
 __all__ = ["app", "main"]
 
@@ -145,12 +146,15 @@ _INTERRUPTED = 130  # what a shell reports after Ctrl-C; typer returns it for a 
 
 
 def main() -> None:
-    """One line for bad input, exit status 2; `--debug` shows where it came from."""
+    """One line for bad input, exit status 2, and for a warning; `--debug` shows where it came from."""
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
         _check_command(arguments)
-        status = app(args=arguments or ["--help"], standalone_mode=False, prog_name="dfkd") or 0
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.showwarning = OneLine()
+            status = app(args=arguments or ["--help"], standalone_mode=False, prog_name="dfkd") or 0
         if status == _INTERRUPTED:
             _say_interrupted()
         sys.exit(status)

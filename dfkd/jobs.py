@@ -6,6 +6,7 @@ import pickle
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor
 from concurrent.futures import wait as wait_for
@@ -13,6 +14,8 @@ from multiprocessing.connection import wait
 from typing import Any
 
 import torch
+
+from dfkd.naming import OneLine
 
 __all__ = ["Job", "run_all"]
 
@@ -49,7 +52,9 @@ def run_all(
             f"workers: several processes need settings that can be pickled ({reason}); use workers=1"
         ) from error
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_begin) as pool:
+    # a command's: what it has said is not said again by each process
+    show = warnings.showwarning if isinstance(warnings.showwarning, OneLine) else None
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, _begin, (show,)) as pool:
         running: dict[Future[Any], int] = {}
         waiting, results = list(range(len(jobs))), dict[int, Any]()
         try:
@@ -74,8 +79,10 @@ def _work(payload: bytes, arguments: tuple[Any, ...]) -> Any:
     return job(settings, *arguments)
 
 
-def _begin() -> None:
+def _begin(show: OneLine | None) -> None:
     torch.set_num_threads(1)
+    if show is not None:
+        warnings.showwarning = show
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 

@@ -1,9 +1,12 @@
-"""One way to say that a name is unknown: what, where, and the nearest known one."""
+"""One way to say that a name is unknown (what, where, and the nearest known one), and one to show a warning."""
 
 import difflib
+import sys
 from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TextIO
 
-__all__ = ["SHOWN", "nearest", "unknown"]
+__all__ = ["SHOWN", "OneLine", "nearest", "unknown"]
 
 SIMILAR = 0.4  # difflib's ratio; below it a name is not a slip for another
 SHOWN = 8
@@ -29,3 +32,25 @@ def unknown(what: str, found: str, known: Iterable[str]) -> ValueError:
     else:
         hint = ""
     return ValueError(f"{what}: unknown {found!r}{hint}")
+
+
+@dataclass(frozen=True)
+class OneLine:
+    """For `warnings.showwarning`: each text on one line and once, wherever it came from. said: the texts so far."""
+
+    said: set[str] = field(default_factory=set)
+
+    def __call__(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        del category, filename, lineno, line
+        text = " ".join(str(message).split())
+        if text not in self.said:
+            self.said.add(text)
+            print(f"dfkd: warning: {text}", file=file or sys.stderr)

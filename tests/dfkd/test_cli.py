@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,20 @@ def test_what_is_not_the_users_fault_says_how_to_see_more(run: Command, monkeypa
     monkeypatch.setattr("dfkd.listing.show", fail)
     said = run("list", "samplers")
     assert (said.status, said.err) == (1, "dfkd: RuntimeError: a b (--debug shows where)\n")
+
+
+def test_a_warning_is_one_line_and_said_once(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def warn(*_: object) -> None:
+        for level in (1, 2):  # two places
+            warnings.warn("a\nb", UserWarning, stacklevel=level)
+        warnings.warn("c", RuntimeWarning, stacklevel=1)
+
+    monkeypatch.setattr("dfkd.listing.show", warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        shown = warnings.showwarning
+        assert run("list", "samplers").err == "dfkd: warning: a b\ndfkd: warning: c\n"
+        assert warnings.showwarning is shown
 
 
 def test_an_interruption_is_one_line(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:

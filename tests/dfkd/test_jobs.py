@@ -1,5 +1,6 @@
 """Jobs in this process and in others: the same answers in the same order, and errors that arrive."""
 
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from dfkd.jobs import Job, run_all
+from dfkd.naming import OneLine
 
 
 def finished(found: list[Any]) -> Any:
@@ -52,6 +54,16 @@ def test_jobs_that_wait_for_others_begin_as_soon_as_they_may(monkeypatch: pytest
     here: list[Any] = []
     run_all(torch.zeros(2), jobs, 1, finished(here), {5: [0, 1]})
     assert here == [(n,) for n in range(6)]
+
+
+@pytest.mark.parametrize("said", ["", "a"])
+def test_processes_do_not_warn_again_of_what_was_said(said: str, capfd: pytest.CaptureFixture[str]) -> None:
+    jobs: list[Job] = [(warnings.warn, (UserWarning,)), (pow, (1,))]  # the settings are the text
+    with warnings.catch_warnings():
+        warnings.showwarning = OneLine({said})
+        with pytest.raises(TypeError):  # from pow: a text has no power
+            run_all("a", jobs, 2, finished([]))
+    assert capfd.readouterr().err == ("" if said else "dfkd: warning: a\n")
 
 
 def test_a_job_cannot_wait_for_a_later_one() -> None:
