@@ -365,6 +365,11 @@ def parse(cls: type[Any], settings: Any, where: str = "") -> Any:
     options = {f.name: f for f in dataclasses.fields(cls) if f.init}
     values = {}
     for key, value in settings.items():
+        if key == "data" and key not in options and "teacher" in options:
+            raise ValueError(
+                "settings: unknown 'data'; a teacher's is teacher.data, and what a student is to learn from is a "
+                f"sampler: [{{real: {{data: {value}}}}}]"
+            )
         if key not in options:
             raise unknown(f"{where}: option" if where else "settings", str(key), options)
         over = _over_default(options[key], value)

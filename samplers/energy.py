@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dfkd.problem import Problem, UnsupportedProblem
+from dfkd.problem import Problem
 from dfkd.rng import Stream, derive
 from dfkd.types import Batch, BatchNormMode, InputSpec, whole
 
@@ -97,7 +97,10 @@ class Energy:
         less than a level would be lost, and rounding is a move that metropolis does not know of."""
         spec, k = problem.spec, problem.spec.num_classes
         if self.class_conditional and self.buffer < k:
-            raise UnsupportedProblem(f"{self.name}: needs a chain for each of {k} classes; found buffer {self.buffer}")
+            raise ValueError(
+                f"{self.name}: buffer: expected at least {k} chains, one for each class, found {self.buffer}; "
+                "class_conditional false takes fewer"
+            )
         terms = self.of_the_batch.init(problem, derive(seed, "terms"), who=self.name)
         rng = torch.Generator(problem.device).manual_seed(derive(seed, "chains"))
         chains = torch.empty(self.buffer, *spec.shape, device=problem.device)

@@ -105,7 +105,7 @@ class SpaceshipNet:
         if self.batch < problem.spec.num_classes:
             raise ValueError(
                 f"{self.name}: batch: expected at least {problem.spec.num_classes} rows, one for each class, "
-                f"found {self.batch}"
+                f"found {self.batch}; fast_dfkd, which draws its classes, takes fewer"
             )
         device = problem.device
         network = TrunkNetwork(self.latent, "small")

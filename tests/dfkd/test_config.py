@@ -217,6 +217,10 @@ def test_options_of_a_distillation_and_an_evaluation() -> None:
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"samplres": []}, r"^settings: unknown 'samplres'; the nearest is 'samplers'$"),
+    (
+        {"data": "digits"},
+        r"^settings: unknown 'data'; a teacher's is teacher\.data, .* \[\{real: \{data: digits\}\}\]$",
+    ),
     ({"teacher": {"modle": "x"}}, r"^teacher: option: unknown 'modle'; the nearest is 'model'$"),
     ({"teacher": {"budget": {"step": 3}}}, r"^teacher.budget: option: unknown 'step'; the nearest is 'steps'$"),
     ({"samplers": ["unifrom"]}, r"^samplers\[0\]: unknown 'unifrom'; the nearest is 'uniform'$"),

@@ -374,13 +374,19 @@ def test_names_a_wrong_setting(options: dict[str, Any], said: str) -> None:
         Energy(**options)
 
 
+def test_too_few_chains_for_the_classes(make_problem: MakeProblem) -> None:
+    said = "energy: buffer: expected at least 10 chains, one for each class, found 8; class_conditional false"
+    with pytest.raises(ValueError, match=said) as error:
+        Energy(buffer=8, batch=8, class_conditional=True).init(make_problem(), 1)
+    assert type(error.value) is ValueError  # the teacher lacks nothing
+    Energy(buffer=8, batch=8).init(make_problem(), 1)
+
+
 def test_names_what_the_teacher_lacks(make_problem: MakeProblem) -> None:
     plain = make_problem(teacher=lambda spec: nn.Sequential(nn.Flatten(), nn.Linear(64, spec.num_classes)))
     with pytest.raises(UnsupportedProblem, match="energy: needs a teacher with batchnorm"):
         Energy(batchnorm="auto", buffer=256).init(plain, 1)
     Energy(buffer=256).init(plain, 1)
-    with pytest.raises(UnsupportedProblem, match="energy: needs a chain for each of 10 classes; found buffer 8"):
-        Energy(buffer=8, batch=8, class_conditional=True).init(plain, 1)
 
     class Stepped(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

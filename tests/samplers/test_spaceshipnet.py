@@ -249,7 +249,7 @@ def test_a_teacher_without_batchnorm(make_problem: MakeProblem, brightness: Call
 
 
 def test_a_batch_too_small_for_the_classes(make_problem: MakeProblem) -> None:
-    with pytest.raises(ValueError, match="spaceshipnet: batch: expected at least 10 rows, one for each class, found 9"):
+    with pytest.raises(ValueError, match="batch: expected at least 10 rows, one for each class, found 9; fast_dfkd"):
         SpaceshipNet(**SMALL | {"batch": 9}).init(make_problem(), 1)
 
 
