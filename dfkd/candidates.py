@@ -1,4 +1,7 @@
-"""The samplers that a scout looks at where none are named: all that need no settings, and composites of them."""
+"""The samplers that a scout looks at where none are named: all that need no settings, and composites of them.
+
+Recipes whose first draw takes minutes are looked at with cheaper settings; their labels say with which.
+"""
 
 import dataclasses
 from importlib import resources
@@ -18,12 +21,16 @@ def candidates(data: str | None, size: int | None) -> tuple[dict[str, Sampler], 
     Every name of the registry is in one of the two, in a composite at least.
     """
     packaged = yaml.safe_load((resources.files("dfkd") / "scout.yaml").read_text(encoding="utf-8"))
-    composites = [configuration.sampler(spec) for spec in packaged["composites"]]
+    cheaper, composites = (
+        [configuration.sampler(spec) for spec in packaged[kind]] for kind in ("cheaper", "composites")
+    )
+    instead = {sampler.name: (label or sampler.name, sampler) for label, sampler in cheaper}
     made: dict[str, Sampler] = {}
     left: dict[str, str] = {}
     for name in SAMPLERS:
         try:
-            made[name] = _alone(name, data, size)
+            shown, sampler = instead[name] if name in instead else (name, _alone(name, data, size))
+            made[shown] = sampler
         except ValueError as error:
             left[name] = str(error)
     for label, composite in composites:

@@ -146,7 +146,7 @@ def ranked(found: Sequence[Scouted], level: Mapping[str, float] | None = None) -
 
 def _scores(values: Sequence[Mapping[str, float | None]], level: Mapping[str, float]) -> list[float]:
     """Share of the others beaten, ties half, averaged over the criteria; a criterion that any lacks is left out."""
-    used = [name for name in CRITERIA if all(v.get(name) is not None for v in values)]
+    used = _used(values)
     others = len(values) - 1
     if not used or not others:
         return [0.5] * len(values)  # nothing to tell them apart by
@@ -160,6 +160,10 @@ def _scores(values: Sequence[Mapping[str, float | None]], level: Mapping[str, fl
             ties = sum(abs(height - other) <= near for other in heights) - 1  # but for itself
             totals[place] += (beaten + 0.5 * ties) / others
     return [total / len(used) for total in totals]
+
+
+def _used(values: Sequence[Mapping[str, float | None]]) -> list[str]:
+    return [name for name in CRITERIA if all(v.get(name) is not None for v in values)]
 
 
 def _look(label: str, sampler: Sampler, problem: Problem, settings: Settings) -> Scouted:
@@ -180,7 +184,8 @@ def _look(label: str, sampler: Sampler, problem: Problem, settings: Settings) ->
         said = f"its first {settings.rows} rows take more than {settings.limit:g} s; draws.limit= gives it more"
         return replace(about, reason=said)
     except (ValueError, ImportError, OSError) as error:  # UnsupportedProblem is one; files may be missing
-        return replace(about, reason=" ".join(str(error).split()))
+        # the table names it in front
+        return replace(about, reason=" ".join(str(error).split()).removeprefix(f"{sampler.name}: "))
     if not bool(batch.x.isfinite().all()):  # sync
         return replace(about, reason="its draws are not finite")
     images = problem.teacher.images - images
@@ -251,21 +256,23 @@ def table(found: Sequence[Scouted]) -> str:
     """Plain text: the ranking, what the columns mean, and what cannot be used and why."""
     width = max([7, *(len(one.label) for one in found)])
     usable = [one for one in found if one.reason is None]
-    heads = "".join(f"{head:>10s}" for _, head, _ in _COLUMNS)
+    columns = [column for column in _COLUMNS if any(one.values.get(column[0]) is not None for one in usable)]
+    used = [(head, name) for name, head, _ in columns if name in _used([one.values for one in usable])]
+    heads = "".join(f"{head:>10s}" for _, head, _ in columns)
     lines = [f"{'':3s} {'sampler':{width}s} data  score{heads}{'images':>9s}{'time':>9s}"]
     for place, one in enumerate(usable, 1):
-        cells = "".join(f"{_number(one.values.get(name)):>10s}" for name, _, _ in _COLUMNS)
+        cells = "".join(f"{_number(one.values.get(name)):>10s}" for name, _, _ in columns)
         data = "free " if one.data_free else "reads"
         follows = "*" if one.learned else " "
         lines.append(
             f"{place:3d} {one.label:{width}s} {data}{follows}{one.score:5.2f}{cells}"
             f"{one.teacher_images:9d}{one.seconds:7.1f} s"
         )
-    lines += [
-        "",
-        "score: share of the other samplers beaten, averaged over classes (more), BatchNorm (less), variety (more)",
-    ]
-    lines += [f"{head}: {meaning}" for _, head, meaning in _COLUMNS]
+    lines.append("")
+    if used:
+        parts = ", ".join(f"{head} ({'more' if CRITERIA[name] else 'less'})" for head, name in used)
+        lines.append(f"score: share of the other samplers beaten, averaged over {parts}")
+    lines += [f"{head}: {meaning}" for _, head, meaning in columns]
     if any(one.learned for one in usable):
         lines.append("*: follows the student, and had an untrained one: what it becomes in a run is not seen here")
     lines.append("No student was trained: this is a guess at what one would learn, not a measurement of it.")

@@ -18,7 +18,7 @@ from dfkd.registry import SAMPLERS
 from dfkd.rng import Stream
 from dfkd.scout import CRITERIA, Scouted, Settings, ranked, scout, table
 from dfkd.types import Batch, InputSpec
-from samplers import DeepInversion, Pooled, Uniform
+from samplers import CMI, NAYER, DeepInversion, Pooled, SRe2L, Uniform
 
 SPEC = InputSpec((1, 8, 8), 4)
 QUICK = Settings(rows=48, batch=16, learn=3)
@@ -147,15 +147,27 @@ def test_what_cannot_be_used_is_listed_with_its_reason(network: Network) -> None
     reasons = [one.reason or "" for one in lines]
     assert reasons[:4] == [
         "",
-        "toy: needs a teacher with patience",
-        "toy: cannot draw",
+        "needs a teacher with patience",
+        "cannot draw",
         "its draws are not finite",
     ]
-    assert reasons[4].startswith("deep_inversion: needs a teacher with batchnorm")
+    assert reasons[4].startswith("needs a teacher with batchnorm")
     text = table(lines)
     for one in lines[1:]:
         assert f"    {one.label}: {one.reason}" in text
     assert lines[0].values["batchnorm_gauss"] is None
+    inner = {"pooled": Pooled(DeepInversion(steps=1))}  # whose part it is that asks for it
+    assert (scout(plain, network(), inner, spec=SPEC)[0].reason or "").startswith("deep_inversion: needs a teacher")
+
+
+def test_what_no_sampler_has_is_neither_a_column_nor_in_the_score(network: Network) -> None:
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    text = table(scout(plain, network(), {"uniform": Uniform(), "toy": Toy()}, spec=SPEC, settings=QUICK))
+    assert "BatchNorm" not in text
+    assert "averaged over classes (more), variety (more)\n" in text
+    text = table(look(network, {"uniform": Uniform(), "toy": Toy()}))
+    assert "averaged over classes (more), BatchNorm (less), variety (more)\n" in text
+    assert "\nBatchNorm: nats per channel" in text
 
 
 def test_only_what_follows_the_student_learns_first(network: Network) -> None:
@@ -229,6 +241,18 @@ def test_every_sampler_is_a_candidate_or_has_a_reason(data: str | None) -> None:
     assert ("real" in made) == (data is not None)
     assert all(reason for reason in left.values())
     assert {"uniform", "deep_inversion", "pooled-deep_inversion", "adversarial-pooled-deep_inversion"} <= set(made)
+
+
+def test_a_candidate_that_is_looked_at_with_other_settings_says_so() -> None:
+    """What a recipe does before its first draw may take minutes; its label says how much less of it is looked at."""
+    made, _ = candidates("digits", None)
+    alone = {label: sampler for label, sampler in made.items() if len(list(walk(sampler))) == 1 and label != "real"}
+    for label, sampler in alone.items():
+        assert (label == sampler.name) == (sampler == type(sampler)())
+    assert alone["cmi (50 of 200 steps)"] == CMI(steps=50)
+    assert alone["nayer (1 round of 20 steps)"] == NAYER(warmup=0, rounds=1, steps=20)
+    assert alone["sre2l (1 of 50 rounds)"] == SRe2L(rounds=1)
+    assert (CMI().steps, SRe2L().rounds) == (200, 50)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
