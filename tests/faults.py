@@ -492,6 +492,41 @@ FAULTS = (
         (f"{ENGINE}::test_equals_the_loop_by_hand",),
     ),
     Fault(
+        "a bank does not show that an image was not finite",
+        "samplers/pooled.py",
+        "return torch.where(x.isfinite().all(), 0.0, torch.nan)",
+        "return torch.zeros((), device=x.device)",
+        ("tests/samplers/test_pooled.py::test_images_that_are_not_finite_end_the_run",),
+    ),
+    Fault(
+        "a spoilt bank is sound again once it is shared",
+        "samplers/pooled.py",
+        "state.spoilt = state.spoilt + new.spoilt",
+        "state.spoilt = state.spoilt + 0.0",
+        ("tests/samplers/test_pooled.py::test_images_that_are_not_finite_are_so_for_whoever_shares_the_bank",),
+    ),
+    Fault(
+        "maps of a search that diverged are kept as they are",
+        "samplers/spaceshipnet.py",
+        "kept = [torch.where(finite, maps, torch.nan) for maps in kept]",
+        "kept = list(kept)",
+        ("tests/samplers/test_spaceshipnet.py::test_a_search_without_a_finite_loss_gives_nothing",),
+    ),
+    Fault(
+        "a round of a bank waits for the device",
+        "samplers/pooled.py",
+        "images = to_bytes(batch.x, problem.spec)",
+        "images = to_bytes(batch.x, problem.spec) if bool(batch.x.isfinite().all()) else batch.x",
+        ("tests/samplers/test_contract.py::test_never_waits_for_the_device[pooled_noise]",),
+    ),
+    Fault(
+        "noise is drawn on the host",
+        "samplers/noise.py",
+        "device=problem.device",
+        "device='cpu'",
+        ("tests/samplers/test_contract.py::test_never_waits_for_the_device[uniform]",),
+    ),
+    Fault(
         "a diverged student is kept",
         "dfkd/engine.py",
         "            run.restore()\n",
@@ -895,14 +930,14 @@ def _copy(place: Path) -> Path:
     return place
 
 
-def _passes(place: Path, tests: tuple[str, ...]) -> bool:
-    """Whether pytest passes in this copy; ValueError where it could not run the tests at all."""
+def _failure(place: Path, tests: tuple[str, ...]) -> str:
+    """What pytest says last where it fails in this copy, else nothing; ValueError where it could not run the tests."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
     environment = os.environ | {"PYTHONPATH": str(place), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1):
         raise ValueError(f"pytest could not run {' '.join(tests)}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return done.returncode == 0
+    return done.stdout[-2000:] if done.returncode else ""
 
 
 def _found(fault: Fault, place: Path) -> bool:
@@ -912,7 +947,7 @@ def _found(fault: Fault, place: Path) -> bool:
         raise ValueError(f"{fault.name}: {fault.file} has no such line any more: {fault.right!r}")
     file.write_text(text.replace(fault.right, fault.wrong), encoding="utf-8")
     try:
-        return not _passes(place, fault.tests)
+        return bool(_failure(place, fault.tests))
     finally:
         file.write_text(text, encoding="utf-8")
 
@@ -934,10 +969,10 @@ def main() -> int:
 
         tests = tuple(dict.fromkeys(test for fault in chosen for test in fault.tests))
         place = copies.get()
-        sound = _passes(place, tests)
+        failure = _failure(place, tests)
         copies.put(place)
-        if not sound:
-            print("the tests fail without any fault; mend that first")
+        if failure:
+            print(f"{failure}\nthe tests fail without any fault; mend that first")
             return 1
         with ThreadPoolExecutor(2) as pool:
             found = list(pool.map(check, chosen))

@@ -257,7 +257,7 @@ def test_a_candidate_that_is_looked_at_with_other_settings_says_so() -> None:
 
 # -- the command -------------------------------------------------------------------------------------------------------
 
-SHORT = ["draws.rows=16", "draws.learn=1", "draws.batch=8"]
+SHORT = ["draws.limit=600", "draws.rows=16", "draws.learn=1", "draws.batch=8"]
 INVERTED = "{pooled: {base: {deep_inversion: {steps: 1, batch: 16}}, round: 16}}"
 
 

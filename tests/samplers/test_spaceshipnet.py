@@ -240,6 +240,13 @@ def test_a_generator_that_diverges_ends_the_run(make_problem: MakeProblem) -> No
     assert bool(sampler.draw(state, problem, 4).x.isnan().all())
 
 
+def test_a_search_without_a_finite_loss_gives_nothing(make_problem: MakeProblem) -> None:
+    """Not the maps that it began with, which are finite."""
+    problem, sampler = make_problem(), SpaceshipNet(**SMALL | {"batchnorm": 3e38})
+    state = sampler.init(problem, 1)
+    assert bool(sampler.draw(state, problem, 4).x.isnan().all())
+
+
 def test_a_teacher_without_batchnorm(make_problem: MakeProblem, brightness: Callable[[InputSpec], nn.Module]) -> None:
     problem = make_problem(teacher=brightness)
     with pytest.raises(UnsupportedProblem, match="spaceshipnet: needs a teacher with batchnorm"):
