@@ -85,7 +85,8 @@ def train(
     given the sampler's state, which it leaves as it was; its values called `signal_...` are what `stop` looks at.
     begin: called with the sampler's state before the first step, not where a checkpoint is continued; what it draws is
     the run's, and what it makes of the student is where the run starts. compile: both models through torch.compile
-    where they are labelled by and learned from (not in synthesis, and not where a loss reads features or slopes).
+    where they are labelled by and learned from (not in synthesis, not where a loss reads features or slopes, and not
+    where a batch is labelled in several BatchNorm modes).
     """
     if student_batchnorm not in ("train", "fixed"):
         raise ValueError(f"student_batchnorm: expected train or fixed, found {student_batchnorm!r}")
