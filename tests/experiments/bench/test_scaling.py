@@ -1,6 +1,7 @@
 """Cost against size: exponents are those of the times, sizes are what they say, memory that grows is seen to grow."""
 
 import json
+import mmap
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,9 @@ class Hoard(Uniform):
     """Keeps all that it ever drew, and more."""
 
     def draw(self, state: State, problem: Problem, n: int, learn: bool = True) -> Batch:
-        state.__dict__.setdefault("kept", []).append(torch.ones(250_000))
+        fresh = mmap.mmap(-1, 1_000_000)  # not out of what earlier tests have given back to the allocator
+        fresh.write(bytes(1_000_000))
+        state.__dict__.setdefault("kept", []).append(fresh)
         return super().draw(state, problem, n, learn)
 
 
