@@ -1,12 +1,12 @@
-"""One way to say that a name is unknown (what, where, and the nearest known one), and one to show a warning."""
+"""How a name is said to be unknown (what, where, the nearest), what settings are known as, and a warning in a line."""
 
 import difflib
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import TextIO
+from dataclasses import dataclass, field, fields
+from typing import Any, TextIO
 
-__all__ = ["SHOWN", "OneLine", "nearest", "unknown"]
+__all__ = ["SHOWN", "OneLine", "known_as", "nearest", "unknown"]
 
 SIMILAR = 0.4  # difflib's ratio; below it a name is not a slip for another
 SHOWN = 8
@@ -32,6 +32,16 @@ def unknown(what: str, found: str, known: Iterable[str]) -> ValueError:
     else:
         hint = ""
     return ValueError(f"{what}: unknown {found!r}{hint}")
+
+
+def known_as(settings: Any) -> str:
+    """A dataclass's repr without the settings that are what all was before they were settings (`unless`, metadata).
+
+    Banks draw by it, and folders begun in Python are known by it.
+    """
+    values = ((f, getattr(settings, f.name)) for f in fields(settings))
+    shown = [f"{f.name}={v!r}" for f, v in values if "unless" not in f.metadata or v != f.metadata["unless"]]
+    return f"{type(settings).__name__}({', '.join(shown)})"
 
 
 @dataclass(frozen=True)

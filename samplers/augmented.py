@@ -4,13 +4,14 @@ no paper. Rotation and colours are called as in torchvision's RandomRotation and
 changed image, so the pixels that are taught are those it was asked about.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
 
 from dfkd.augment import crop, flip, flip_vertical, jitter, resized_crop, roll, rotate
 from dfkd.interfaces import Sampler
+from dfkd.naming import known_as
 from dfkd.problem import Problem, UnsupportedProblem
 from dfkd.rng import derive
 from dfkd.types import Batch
@@ -101,9 +102,7 @@ class Augmented:
         self.base.observe(state.base, batch, loss)
 
     def __repr__(self) -> str:
-        # banks draw by it, and folders begun in Python are known by it: without what is off, as before it was a setting
-        shown = [f.name for f in fields(self) if "unless" not in f.metadata or getattr(self, f.name)]
-        return f"Augmented({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+        return known_as(self)
 
     @property
     def _colours(self) -> tuple[float, float, float, float]:

@@ -9,14 +9,15 @@ small sizes; for the published settings see the class.
 
 import math
 import random
-from dataclasses import dataclass, field, fields
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from dfkd.interfaces import Preset
 from dfkd.losses import KL
+from dfkd.naming import known_as
 from dfkd.problem import Problem
 from dfkd.rng import Stream, derive
 from dfkd.types import Batch, BatchNormMode, whole
@@ -48,6 +49,15 @@ from .ingredients import (
     noise_start,
 )
 from .state import State
+
+PUBLISHED: dict[str, Any] = {
+    "learning_rate": 0.0125,
+    "variation": "l2",
+    "betas": (0.9, 0.999),
+    "schedule": "constant",
+    "clip": False,
+}
+"""What the published searches for CIFAR-10 and ImageNet have in common."""
 
 
 @dataclass(frozen=True)
@@ -122,36 +132,13 @@ class DeepInversion:
     @classmethod
     def cifar10(cls) -> "DeepInversion":
         """As published for CIFAR-10; the weights are for a ResNet-34."""
-        return cls(
-            steps=2000,
-            learning_rate=0.0125,
-            batchnorm=10.0,
-            total_variation=1.6e-3,
-            variation="l2",
-            roll=0.0625,
-            betas=(0.9, 0.999),
-            schedule="constant",
-            clip=False,
-        )
+        return cls(steps=2000, batchnorm=10.0, total_variation=1.6e-3, roll=0.0625, **PUBLISHED)
 
     @classmethod
     def imagenet(cls) -> "DeepInversion":
         """As published for ImageNet; the weights are for a ResNet-50."""
-        return cls(
-            steps=20_000,
-            batch=152,
-            learning_rate=0.0125,
-            batchnorm=0.01,
-            first_layer=10.0,
-            total_variation=4.9e-3,
-            variation="l2",
-            l2=4e-5,
-            roll=0.134,
-            flip=True,
-            betas=(0.9, 0.999),
-            schedule="constant",
-            clip=False,
-        )
+        weights: dict[str, Any] = {"batchnorm": 0.01, "first_layer": 10.0, "total_variation": 4.9e-3, "l2": 4e-5}
+        return cls(steps=20_000, batch=152, roll=0.134, flip=True, **weights, **PUBLISHED)
 
     @property
     def uses_student(self) -> bool:
@@ -187,9 +174,7 @@ class DeepInversion:
         del state, batch, loss
 
     def __repr__(self) -> str:
-        # banks draw by it, and folders begun in Python are known by it: as it was before there were more settings
-        shown = [f.name for f in fields(self) if getattr(self, f.name) != f.metadata.get("unless")]
-        return f"DeepInversion({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+        return known_as(self)
 
     def _invert(
         self, state: State, problem: Problem, rng: torch.Generator, coins: random.Random

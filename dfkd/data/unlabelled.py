@@ -61,7 +61,10 @@ def read_unlabelled(
     if not named and folder.is_dir() and not is_bank(folder) and not _has_classes(folder):
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
         if not paths:
-            raise ValueError(f"data: expected images ({', '.join(SUFFIXES[:3])}, ...) in {folder}, found none")
+            raise ValueError(
+                f"data: expected images ({', '.join(SUFFIXES[:3])}, ...) in {folder}, found none; "
+                "dead_leaves, spectrum and shader need no data"
+            )
         if limit is not None and limit < len(paths):
             order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(_LIMIT_SEED))[:limit]
             paths = [paths[i] for i in order.tolist()]

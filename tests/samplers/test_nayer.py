@@ -173,7 +173,7 @@ def test_refuses_embeddings_that_are_none(make_problem: MakeProblem, tmp_path: P
         NAYER(embeddings="orthagonal")
     for none in (None, 3, tmp_path / "few.npy"):
         with pytest.raises(ValueError, match=r"embeddings: expected orthogonal, learned, or a .npy .* found"):
-            NAYER(embeddings=none)  # type: ignore[arg-type]
+            NAYER(embeddings=none)  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_what_it_refuses(make_problem: MakeProblem) -> None:
