@@ -1,4 +1,4 @@
-"""A network through torch.compile, for steps of which all have the same shapes.
+"""A step's models and objective through torch.compile, for steps of which all have the same shapes.
 
 no paper. Meant for a GPU, where it is recorded as CUDA graphs too, so that a small network's step is not the launching
 of its hundreds of kernels. On a CPU it brings a tenth or nothing (experiments/bench/NOTES.md).
@@ -9,29 +9,33 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 __all__ = ["compiled", "room"]
 
 GRAPHS = 64
-"""How many a class of models may have in a process: one for each batch, mode and layout. torch's own limit is 8."""
+"""How many a function may have in a process: one for each batch, mode and layout. torch's own limit is 8."""
 
 
-def compiled(module: nn.Module, device: torch.device, name: str) -> Callable[[Tensor], Any]:
-    """A function like the module, sharing its weights; it compiles at the first call, which takes up to minutes.
+def compiled(
+    function: Callable[..., Any], device: torch.device, name: str, *, last: bool = False
+) -> Callable[..., Any]:
+    """A function like this one (a module's shares its weights); it compiles at the first call: seconds to minutes.
 
-    What it returns is the caller's to keep. ValueError, naming `name`, where torch.compile fails.
+    last: it is called after others in a step, with what they gave, and is to be differentiated with them. A tensor that
+    it returns is the caller's to keep, one inside of something else until the next step only. ValueError, naming
+    `name`, where torch.compile fails; errors of the function itself are raised as they are.
     """
     from torch._dynamo.exc import TorchDynamoException  # has no public name; importing it takes a second
 
     graphs = device.type == "cuda"
-    fast = torch.compile(module, mode="reduce-overhead" if graphs else "default", dynamic=False)
+    fast = torch.compile(function, mode="reduce-overhead" if graphs else "default", dynamic=False)
 
-    def call(x: Tensor) -> Any:
-        if graphs:
-            torch.compiler.cudagraph_mark_step_begin()
+    def call(*given: Any) -> Any:
+        if graphs and not last:
+            torch.compiler.cudagraph_mark_step_begin()  # gives back the memory of what was recorded before
         try:
-            out = fast(x)
+            out = fast(*given)
         except TorchDynamoException as error:
             said = str(error).strip().splitlines()
             raise ValueError(
@@ -46,7 +50,7 @@ def compiled(module: nn.Module, device: torch.device, name: str) -> Callable[[Te
 
 @contextmanager
 def room() -> Iterator[None]:
-    """Inside, models of one class have room for what a comparison compiles: beyond its limit torch compiles no more."""
+    """Inside, one function has room for what a comparison compiles: beyond its limit torch compiles no more."""
     from torch.compiler import config  # importing it takes a second
 
     before = config.recompile_limit

@@ -129,10 +129,10 @@ class CompareConfig:
     options; for any of them also sources: [0], the parts of a mixture on whose rows alone it counts, and members:
     [0, 1], the members of an ensemble that teach it, a term for each; under a name of your own, with `loss: kl`, a loss
     may stand there several times. samplers: names, or {name: {option: value}}, each with a `label` if need be.
-    precision: `float32`, `tf32` or `bfloat16`; null is bfloat16 on a GPU, else float32. compile: the models through
-    torch.compile, for long runs on a GPU: minutes to begin with, then quicker steps. student_train: `train` or `fixed`;
-    student_score: `eval`, `batch` or `recalibrated` BatchNorm. preset: whether recipes that say how their authors
-    trained the student have it trained so (objective, optimiser and batch); else all share one training.
+    precision: `float32`, `tf32` or `bfloat16`; null is bfloat16 on a GPU, else float32. compile: models and
+    objective through torch.compile, for long runs on a GPU: minutes to begin with, then quicker steps. student_train:
+    `train` or `fixed`; student_score: `eval`, `batch` or `recalibrated` BatchNorm. preset: whether recipes that say how
+    their authors trained the student have it trained so (objective, optimiser, batch); else all share one training.
     """
 
     teacher: TeacherConfig

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dfkd import checkpoint as files
+from dfkd.compilation import compiled
 from dfkd.interfaces import Sampler
-from dfkd.losses import Objective
+from dfkd.losses import Evaluated, Objective
 from dfkd.problem import PHASES, Problem
 from dfkd.rng import derive, initialised
 from dfkd.runtime import Bar, Interruption, Stopwatch, agree, arithmetic, clock
@@ -86,7 +87,8 @@ def train(
     begin: called with the sampler's state before the first step, not where a checkpoint is continued; what it draws is
     the run's, and what it makes of the student is where the run starts. compile: both models through torch.compile
     where they are labelled by and learned from (not in synthesis, not where a loss reads features or slopes, and not
-    where a batch is labelled in several BatchNorm modes).
+    where a batch is labelled in several BatchNorm modes), and the objective where all its losses are of logits, row by
+    row, and train nothing of their own.
     """
     if student_batchnorm not in ("train", "fixed"):
         raise ValueError(f"student_batchnorm: expected train or fixed, found {student_batchnorm!r}")
@@ -115,7 +117,9 @@ def train(
         stack.callback(bar.close)
         continued = checkpoint is not None and checkpoint.exists()
         begin = None if continued else begin
-        run = _Run(problem, sampler, objective, budget, optimiser, seed, log_points, monitor, signal, stop, begin)
+        run = _Run(
+            problem, sampler, objective, budget, optimiser, seed, log_points, monitor, signal, stop, begin, compile
+        )
         if checkpoint is not None and continued:
             run.load_state_dict(files.load(checkpoint, identity, problem.device))
 
@@ -179,6 +183,7 @@ class _Run:
         signal: Signal | None,
         stop: Stop | None,
         begin: Callable[[Any], None] | None,
+        compile: bool,
     ) -> None:
         self._problem, self._sampler, self._objective, self._budget = problem, sampler, objective, budget
         self._settings, self._log_points, self._monitor = optimiser, log_points, monitor
@@ -189,12 +194,16 @@ class _Run:
         self._signals: dict[str, list[float]] = {}
         needs = objective.needs
         self._taps = {who: tuple(needs.get(who, ())) for who in ("student", "teacher")}
+        self._input_grad, self._uses_teacher = objective.input_grad, objective.uses_teacher
         self._student = problem.student.module
         problem.batch = budget.batch
         self._adapters = objective.init(problem, derive(seed, "adapters"))  # a loss may say better what it needs
-        if objective.input_grad:
+        if self._input_grad:
             problem.teacher.require("input_grad", who="objective")
         self._adapters.train()
+        self._calls = dict(self._adapters.items())  # which is quicker to look into at every step
+        fast = compile and objective.by_row and not self._calls
+        self._fast = compiled(objective, problem.device, "objective", last=True) if fast else None
         self._trained = nn.ModuleList([self._student, self._adapters])
         self._parameters = [p for p in self._trained.parameters() if p.requires_grad]
         if not self._parameters:
@@ -251,9 +260,9 @@ class _Run:
         finally:
             self._watch.stop()
         student, teacher, asked = self._ask(batch)
-        evaluated = self._objective(student, teacher, asked, self._adapters)
+        evaluated = self._evaluate(student, teacher, asked)
         self._optimiser.zero_grad()
-        if self._objective.input_grad:  # not into x, nor through the teacher
+        if self._input_grad:  # not into x, nor through the teacher
             torch.autograd.backward(evaluated.total, inputs=self._parameters)
         else:
             evaluated.total.backward()
@@ -270,9 +279,9 @@ class _Run:
 
     def _ask(self, batch: Batch) -> tuple[Outputs, Outputs, Batch]:
         """Both models' answers, and the batch they belong to (its x a leaf where a loss differentiates in x)."""
-        problem, objective = self._problem, self._objective
+        problem = self._problem
         teacher: Outputs | None = None
-        if objective.input_grad:
+        if self._input_grad:
             batch = batch.with_x(batch.x.detach().requires_grad_(True))
             with (
                 problem.teacher.counting("label"),
@@ -280,7 +289,7 @@ class _Run:
                 problem.teacher.taps(*self._taps["teacher"]),
             ):
                 teacher = problem.teacher.label(batch.x, batch.labelling)
-        elif objective.uses_teacher:
+        elif self._uses_teacher:
             teacher = problem.label(batch, self._taps["teacher"])
         taps = self._taps["student"]
         if taps:
@@ -290,6 +299,12 @@ class _Run:
             student = problem.student.learn(batch.x)
         # where no loss reads the teacher it was not asked: the student's own answers stand in for it
         return student, student.detach() if teacher is None else teacher, batch
+
+    def _evaluate(self, student: Outputs, teacher: Outputs, batch: Batch) -> Evaluated:
+        if self._fast is None:
+            return self._objective(student, teacher, batch, self._calls)
+        evaluated: Evaluated = self._fast(student, teacher, batch)
+        return replace(evaluated, rows=evaluated.rows.clone())  # samplers may keep them
 
     # -- log points ----------------------------------------------------------------------------------------------
 

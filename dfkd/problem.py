@@ -5,7 +5,7 @@ A Problem holds no data: a sampler reaches only data that its own settings name.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -257,9 +257,11 @@ class Probe:
     def _ask(self, x: Tensor, labelling: Labelling) -> Outputs:
         """The module's answers in the precision of this phase, tagged."""
         precision = self.precision_now
-        # without its cache: inside another autocast block that outlives a step it would keep weights of steps ago
-        rounded = torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
-        with rounded if precision == "bfloat16" else nullcontext():
+        if precision == "bfloat16":
+            # without its cache: inside another autocast block that outlives a step it would keep weights of steps ago
+            with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):
+                logits = self._laid_out(x)
+        else:
             logits = self._laid_out(x)
         features: dict[str, Tensor] = {}
         if self._taps:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd.interfaces import Loss
-from dfkd.losses.response import NO_TAPS
+from dfkd.losses.response import NO_TAPS, OfLogits
 from dfkd.problem import Problem, UnsupportedProblem
 from dfkd.rng import derive
 from dfkd.types import Batch, Outputs
@@ -56,6 +56,11 @@ class Objective:
         """Whether any loss reads the teacher's answers; a loss that does not say so is taken to."""
         return any(getattr(loss, "uses_teacher", True) for _, loss in self.terms.values())
 
+    @property
+    def by_row(self) -> bool:
+        """Whether each row's value is one of its own logits and labels, as far as the losses are known."""
+        return all(isinstance(loss, OfLogits) and not loss.coupled for _, loss in self.terms.values())
+
     def init(self, problem: Problem, seed: int) -> nn.ModuleDict:
         """What is trained with the student, by label. Such a module is called in its loss's place.
 
@@ -93,10 +98,11 @@ class Objective:
             factor *= loss.scale
             mean = values.mean() if weight is None else (weight * values).sum() / n
             terms[label] = mean.detach()
+            values = values.detach()
             if factor != 1.0:
-                mean, values = factor * mean, factor * values.detach()
+                mean, values = factor * mean, factor * values
             total = mean if total is None else total + mean
-            rows = values.detach() if rows is None else rows + values.detach()
+            rows = values if rows is None else rows + values
         assert total is not None
         assert rows is not None  # `combine` refuses an empty objective
         return Evaluated(total, rows, terms)

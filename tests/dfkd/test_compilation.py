@@ -3,6 +3,7 @@
 import multiprocessing
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from dfkd.comparison import compare
 from dfkd.config import CompareConfig, DistillConfig, dump, parse
 from dfkd.engine import Budget, Optimiser, train
 from dfkd.interfaces import Sampler
-from dfkd.losses import KL, Objective, combine
+from dfkd.losses import DIST, DKD, KL, SP, Objective, combine
 from dfkd.losses.derivatives import Jacobian
 from dfkd.losses.features import Features
 from dfkd.plan import Evaluation
@@ -35,6 +36,7 @@ Command = Callable[..., Any]
 SPEC = InputSpec((1, 4, 4), 3)
 KL4 = combine({"kl": (1.0, KL(4.0))})
 Calls = list[tuple[str, int]]
+STEP: Calls = [("eval", 8), ("train", 8), ("loss", 8)]
 
 
 def net(seed: int) -> nn.Sequential:
@@ -61,16 +63,18 @@ def run(asked: Problem, sampler: Sampler, objective: Objective = KL4, **options:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """torch.compile gives back what it was given; what goes through it is noted: BatchNorm's mode and rows."""
+    """torch.compile gives back what it was given; what goes through it is noted: what, and of how many rows."""
     noted: Calls = []
 
-    def compile(module: nn.Module, **options: Any) -> Callable[[Tensor], Tensor]:
+    def compile(function: nn.Module | Objective, **options: Any) -> Callable[..., Any]:
         assert options == {"mode": "default", "dynamic": False}
 
-        def call(x: Tensor) -> Tensor:
-            noted.append(("train" if module.training else "eval", x.shape[0]))
-            out: Tensor = module(x)
-            return out
+        def call(*given: Any) -> Any:
+            if isinstance(function, Objective):
+                noted.append(("loss", len(given[2])))
+            else:
+                noted.append(("train" if function.training else "eval", given[0].shape[0]))
+            return function(*given)
 
         return call
 
@@ -83,7 +87,7 @@ def test_labelling_and_learning_of_whole_batches_go_through_it(calls: Calls) -> 
         expected = run(problem(), Uniform(), compile=False)
     assert calls == []
     found = run(problem(), Uniform())
-    assert calls == [("eval", 8), ("train", 8)] * 6
+    assert calls == STEP * 6
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other)
 
@@ -95,8 +99,7 @@ def test_what_a_sampler_asks_does_not(calls: Calls, sampler: Sampler) -> None:
     asked = problem()
     run(asked, sampler)
     assert asked.teacher.images > 2 * 6 * 8  # it did ask
-    assert sorted(set(calls)) == [("eval", 8), ("train", 8)]
-    assert len(calls) == 12
+    assert calls == STEP * 6
 
 
 @pytest.mark.parametrize(
@@ -104,15 +107,19 @@ def test_what_a_sampler_asks_does_not(calls: Calls, sampler: Sampler) -> None:
     [
         (Jacobian(), []),  # a gradient's gradient, which compiled code has not
         (Features(pairs=(("2", "2"),)), []),  # hooks, which it does not call
+        (SP(), []),
+        (DIST(), STEP[:2]),  # whether rows count differently is looked at on the host
+        (DKD(warmup=0.5), STEP[:2]),  # it is another one at each step
+        (DKD(warmup=0.0), STEP),
     ],
-    ids=["slopes", "features"],
+    ids=["slopes", "features", "penultimate", "whole batch", "changing", "logits"],
 )
 def test_losses_that_look_inside_do_without(calls: Calls, loss: Any, through: Calls) -> None:
     objective = combine({"only": (1.0, loss)})
     expected = run(problem(), Uniform(), objective, compile=False)
     for one, other in zip(run(problem(), Uniform(), objective), expected, strict=True):
         assert torch.equal(one, other)
-    assert calls == through
+    assert calls == through * 6
 
 
 def test_other_hooks_are_called(calls: Calls) -> None:
@@ -186,7 +193,7 @@ def test_a_layout_that_a_model_cannot_take_is_no_fault_of_compiling(calls: Calls
     spec = InputSpec((2, 16, 16), 3)
     teacher, student = (Probe(Flat(), spec, name=name) for name in ("teacher", "student"))
     run(Problem(teacher, student, spec, torch.device("cpu")), Uniform())
-    assert calls == [("eval", 8), ("train", 8)] * 6
+    assert calls == STEP * 6
 
 
 @pytest.mark.filterwarnings("default")  # its own modules warn of one another
@@ -215,7 +222,7 @@ def test_runs_of_many_batches_are_all_compiled(monkeypatch: pytest.MonkeyPatch) 
     for rows in sizes:
         asked = Problem(Probe(Small(), SPEC), Probe(Small(), SPEC, name="student"), SPEC, torch.device("cpu"))
         train(asked, Uniform(), KL4, Budget(steps=1, batch=rows), Optimiser(), 0, compile=True)
-    assert len(graphs) == 2 * len(sizes) > limit
+    assert len(graphs) == 3 * len(sizes) > limit
     assert config.recompile_limit == limit
 
 
@@ -245,14 +252,40 @@ def test_each_way_to_a_student_passes_it_on(
     settings = (f"teacher={teachers[0]}", "student.model=digits_cnn", "student.options.width=2", "device=cpu")
     said = run(*words, *settings, "budget.steps=2", "budget.batch=8", "compile=true", "--out", tmp_path / "out")
     assert said.status == 0, said.err
-    assert len(made) == 2 * students
+    assert len(made) == 3 * students
     assert yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["compile"] is True
+
+
+def test_rows_are_the_samplers_to_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was recorded writes its next answer where the last one lies."""
+    lie: dict[str, Tensor] = {}
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    def compile(function: Any, **_: Any) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            out = function(*given)
+            if not isinstance(function, Objective):
+                return out
+            lie.setdefault("rows", torch.empty_like(out.rows)).copy_(out.rows)
+            return replace(out, rows=lie["rows"])
+
+        return call
+
+    class Keeping(Uniform):
+        def observe(self, state: State, batch: Batch, loss: Tensor) -> None:
+            del state, batch
+            kept.append((loss, loss.clone()))
+
+    monkeypatch.setattr(torch, "compile", compile)
+    run(problem(), Keeping())
+    assert len(kept) == 6
+    assert all(torch.equal(now, then) for now, then in kept)
 
 
 def test_a_taught_model_is_compiled(calls: Calls, quadrants: Path) -> None:
     spec = InputSpec((1, 8, 8), 4)
     teach("digits_cnn", Real(str(quadrants)), spec=spec, budget=Budget(steps=2, batch=8), device="cpu", compile=True)
-    assert calls == [("train", 8)] * 2
+    assert calls == STEP[1:] * 2
 
 
 @pytest.mark.parametrize("kind", [CompareConfig, DistillConfig])
