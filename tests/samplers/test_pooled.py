@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dfkd.pixels import to_bytes, to_pixels
 from dfkd.problem import Problem
@@ -30,6 +31,7 @@ from samplers import (
     Shader,
     Spectrum,
     Uniform,
+    pooled,
 )
 from samplers.state import State
 
@@ -126,6 +128,44 @@ def test_draws_all_rows_as_often(make_problem: MakeProblem) -> None:
     for _ in range(2000):
         counts[next(iter(targets(pool.draw(state, problem, 1))))] += 1
     assert (counts / 2000 - 0.25).abs().max() < 0.064
+
+
+@pytest.mark.parametrize(("size", "n"), [(100_003, 64), (100_003, 6_250), (65_537, 1), (1_000_000, 256)])
+def test_a_draw_from_many_rows_has_none_twice(size: int, n: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        found = pooled.places(size, n, rng, torch.device("cpu"))
+        assert found.dtype == torch.int64
+        assert int(found.min()) >= 0
+        assert int(found.max()) < size
+        assert len(found.unique()) == n
+
+
+def test_of_many_rows_each_is_as_likely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of 16 and of 17 rows: without the shift, those of the larger ones would come up 6 % less often."""
+    monkeypatch.setattr(pooled, "SHUFFLED", 99)
+    size, n, draws = 115, 7, 100_000
+    rng, drawn = torch.Generator().manual_seed(0), torch.zeros(size)
+    for _ in range(draws):
+        drawn[pooled.places(size, n, rng, torch.device("cpu"))] += 1
+    expected = draws * n / size
+    statistic = float(((drawn - expected) ** 2 / expected).sum())
+    assert statistic < 165  # chi squared of 114: 0.999 lie below
+
+
+def test_a_draw_does_not_cost_more_from_more_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "randperm", None)
+    largest: list[int] = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = operation(*args, **(kwargs or {}))
+            largest.append(out.numel())
+            return out
+
+    with Sizes():
+        pooled.places(1_000_000, 64, torch.Generator().manual_seed(0), torch.device("cpu"))
+    assert max(largest) == 65
 
 
 def test_what_is_said_of_a_row_stays_with_it(make_problem: MakeProblem) -> None:
