@@ -11,6 +11,7 @@ from dfkd.files import replacing
 
 __all__ = ["load", "save"]
 
+_GPUS = 64  # more than a machine has
 _FIELDS = {"identity", "world", "ranks", "versions", "threads", "device"}
 
 
@@ -35,8 +36,9 @@ def save(path: Path, state: dict[str, Any], identity: str, device: torch.device 
 
 def load(path: Path, identity: str, device: torch.device | str = "cpu", rank: int = 0) -> dict[str, Any]:
     """The state that `save` wrote for this run; a warning where the same steps may round differently now."""
-    # tensors go back to where they were: an optimiser's step counter may be on the CPU beside tensors on a GPU
-    where = None if torch.cuda.is_available() else "cpu"
+    # an optimiser's step counter may be on the CPU beside tensors on a GPU: what was there stays there, and what was on
+    # a GPU, of whatever number, goes to where the run is now
+    where = {f"cuda:{number}": str(device) for number in range(_GPUS)}
     try:
         content = torch.load(path, map_location=where, weights_only=True)
     except OSError as error:

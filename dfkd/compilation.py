@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["compiled", "room"]
+__all__ = ["compiled", "compiling", "room"]
 
 GRAPHS = 64
 """How many a function may have in a process: one for each batch, mode and layout. torch's own limit is 8."""
@@ -24,28 +24,36 @@ def compiled(
 
     last: it is called after others in a step, with what they gave, and is to be differentiated with them. A tensor that
     it returns is the caller's to keep, one inside of something else until the next step only. ValueError, naming
-    `name`, where torch.compile fails; errors of the function itself are raised as they are.
+    `name`, where torch.compile fails; errors of the function itself are raised as they are. On a GPU a step begins with
+    each call but the `last` ones, for all that the process has compiled (torch.compiler.cudagraph_mark_step_begin).
     """
-    from torch._dynamo.exc import TorchDynamoException  # has no public name; importing it takes a second
-
     graphs = device.type == "cuda"
     fast = torch.compile(function, mode="reduce-overhead" if graphs else "default", dynamic=False)
 
     def call(*given: Any) -> Any:
         if graphs and not last:
             torch.compiler.cudagraph_mark_step_begin()  # gives back the memory of what was recorded before
-        try:
+        with compiling(name):
             out = fast(*given)
-        except TorchDynamoException as error:
-            said = str(error).strip().splitlines()
-            raise ValueError(
-                f"compile: torch.compile cannot compile the {name} here ({said[0] if said else type(error).__name__}); "
-                "leave compile out, or install a C++ compiler"
-            ) from error
         # a graph writes its next answer where this one lies
         return out.clone() if graphs and isinstance(out, Tensor) else out
 
     return call
+
+
+@contextmanager
+def compiling(name: str) -> Iterator[None]:
+    """Inside, what torch.compile cannot do is a ValueError of one line; a gradient's code is made when it is wanted."""
+    from torch._dynamo.exc import TorchDynamoException  # has no public name; importing it takes a second
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        said = str(error).strip().splitlines()
+        raise ValueError(
+            f"compile: torch.compile cannot compile the {name} here ({said[0] if said else type(error).__name__}); "
+            "leave compile out, or install a C++ compiler"
+        ) from error
 
 
 @contextmanager

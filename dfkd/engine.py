@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dfkd import checkpoint as files
-from dfkd.compilation import compiled
+from dfkd.compilation import compiled, compiling
 from dfkd.interfaces import Sampler
 from dfkd.losses import Evaluated, Objective
 from dfkd.problem import PHASES, Problem
@@ -202,6 +202,7 @@ class _Run:
             problem.teacher.require("input_grad", who="objective")
         self._adapters.train()
         self._calls = dict(self._adapters.items())  # which is quicker to look into at every step
+        self._compile = compile
         fast = compile and objective.by_row and not self._calls
         self._fast = compiled(objective, problem.device, "objective", last=True) if fast else None
         self._trained = nn.ModuleList([self._student, self._adapters])
@@ -209,6 +210,7 @@ class _Run:
         if not self._parameters:
             raise ValueError("student: expected parameters to train, found none that requires a gradient")
         self._optimiser = optimiser.build(self._parameters)
+        self._optimiser.zero_grad()  # of whatever a student comes with
         self._counts_before, self._images_before = _copy(problem.teacher.counts), problem.teacher.images
         self._charged_before = problem.charged_seconds
         self._began, self._paused, self._seconds_before, self._synthesis_before = clock(problem.device), 0.0, 0.0, 0.0
@@ -261,9 +263,11 @@ class _Run:
             self._watch.stop()
         student, teacher, asked = self._ask(batch)
         evaluated = self._evaluate(student, teacher, asked)
-        self._optimiser.zero_grad()
         if self._input_grad:  # not into x, nor through the teacher
             torch.autograd.backward(evaluated.total, inputs=self._parameters)
+        elif self._compile:
+            with compiling("student's gradient"):
+                evaluated.total.backward()
         else:
             evaluated.total.backward()
         if self._settings.clip is not None:
@@ -271,6 +275,7 @@ class _Run:
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         self._optimiser.step()
+        self._optimiser.zero_grad()  # here, so that no draw finds their memory taken, nor what comes after the run
         self._sampler.observe(self._state, batch, evaluated.rows)
         self._loss_sum += evaluated.total.detach()
         self._loss_steps += 1

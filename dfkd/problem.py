@@ -291,6 +291,7 @@ class Probe:
             if "view size is not compatible" not in str(error):
                 raise
             self.channels_last = False  # it flattens its maps with `view`, which this layout does not allow
+            self.module.to(memory_format=torch.contiguous_format)  # weights laid out so would give it to the maps again
         return self.module(x)
 
     @property

@@ -2,7 +2,9 @@
 
 no paper. Where there is no GPU, code that mixes devices, or that makes the host wait for the device, still shows
 itself. Tensors report the device `meta`, of which torch has no kernels that compute, so that every operation passes by
-here. What it cannot show is what needs a GPU: its kernels, its memory, its graphs, its speed.
+here. Which operations wait inside of a kernel is a list, READS, of those that are known to; numbers that `new_tensor` or
+`as_tensor` brings from the host pass unseen, and so does a generator of the host. What it cannot show is what needs a GPU: its kernels, its memory, its
+graphs, its speed.
 """
 
 import importlib
@@ -19,8 +21,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 __all__ = ["DEVICE", "MixedDevicesError", "stand_in"]
 
 DEVICE = torch.device("meta")
-READS = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim")
-"""Operations whose answer, or the shape of it, the host has to know."""
+READS = (
+    *("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim"),
+    *("bincount", "multinomial", "_linalg_check_errors"),
+)
+"""Operations whose answer, or the shape of it, or whether it can be, the host has to know."""
 INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index")
 
 
@@ -84,6 +89,8 @@ class _Device(TorchDispatchMode):
             self.waits.append(f"{name} from the host")
         if there and name in READS:
             self.waits.append(name)
+        if name == "repeat_interleave" and there and kwargs.get("output_size") is None:
+            self.waits.append(name)  # by a tensor of numbers: by one number it is made of other operations
         if there and name in INDEXING and any(x.dtype == torch.bool for x in given[1:]):
             self.waits.append(f"{name} by a mask")
         out = func(*tree_map(_held, args), **tree_map(_held, kwargs))
@@ -125,6 +132,8 @@ def stand_in() -> Iterator[list[str]]:
         return made if device is None else made.to(device)
 
     def loaded(file: Any, *, map_location: Any = None, **options: Any) -> Any:
+        if isinstance(map_location, dict):  # where tensors were is where they go, but for those of a GPU
+            return load(file, map_location=map_location, **options)
         read = load(file, map_location=map_location and "cpu", **options)
         return tree_map(lambda x: x.to(map_location) if map_location and isinstance(x, Tensor) else x, read)
 

@@ -53,6 +53,10 @@ def test_a_network_learns_there_as_here() -> None:
         lambda x: torch.tensor([1.0, 2.0], device=DEVICE),
         lambda x: x.copy_(torch.ones(5)),
         lambda x: torch.ones(5).copy_(x),
+        lambda x: x.multinomial(2),
+        lambda x: (x > 0).long().bincount(),
+        lambda x: x.repeat_interleave((x > 0).long()),
+        lambda x: torch.linalg.inv(torch.diag(x) + 1.0),
     ],
 )
 def test_finds_what_waits(wait: Callable[[Tensor], object]) -> None:
@@ -74,6 +78,8 @@ def test_finds_what_waits(wait: Callable[[Tensor], object]) -> None:
         lambda x: torch.ones(3).to(DEVICE, non_blocking=True),
         lambda x: torch.randn(4, generator=torch.Generator(DEVICE).manual_seed(1), device=DEVICE),
         lambda x: torch.rand(4) + torch.ones(4),
+        lambda x: x.repeat_interleave(3),
+        lambda x: x.masked_fill((x > 0), 0.0),
     ],
 )
 def test_and_nothing_else(plain: Callable[[Tensor], Tensor]) -> None:

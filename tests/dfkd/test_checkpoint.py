@@ -174,6 +174,21 @@ def test_warns_where_steps_may_round_differently(tmp_path: Path, part: str, valu
     assert torch.equal(weights, STATE["weights"])
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_what_was_on_another_gpu_goes_to_where_the_run_is(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Be there one here or not; a machine of fewer must not take the file for a damaged one."""
+    path = tmp_path / "run.pt"
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.serialization, "location_tag", lambda _: "cuda:5")
+        checkpoint.save(path, STATE, "mine")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    found = checkpoint.load(path, "mine", "cpu")
+    assert found["weights"].device.type == "cpu"
+    assert torch.equal(found["weights"], STATE["weights"])
+
+
 def test_refuses_one_of_several_processes(tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
     checkpoint.save(path, STATE, "mine")

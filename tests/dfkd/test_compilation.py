@@ -180,6 +180,21 @@ def test_where_it_cannot_be_compiled_one_line_says_so(monkeypatch: pytest.Monkey
         run(problem(), Uniform())
 
 
+@pytest.mark.usefixtures("calls")
+def test_where_its_gradient_cannot_be_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code is made in the first backward pass."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    def backward(*_: Any, **__: Any) -> None:
+        raise TorchDynamoException("no compiler found\nand much more")
+
+    monkeypatch.setattr(Tensor, "backward", backward)
+    with pytest.raises(ValueError, match=r"^compile: torch\.compile cannot compile the student's gradient here"):
+        run(problem(), Uniform())
+    with pytest.raises(TorchDynamoException):
+        run(problem(), Uniform(), compile=False)
+
+
 def test_a_layout_that_a_model_cannot_take_is_no_fault_of_compiling(calls: Calls) -> None:
     class Flat(nn.Module):
         def __init__(self) -> None:

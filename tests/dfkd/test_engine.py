@@ -187,6 +187,25 @@ def test_leaves_the_teacher_the_modes_and_the_generators_as_they_were() -> None:
     assert torch.is_grad_enabled()
 
 
+def test_gradients_that_a_student_comes_with_count_for_nothing_and_none_are_left() -> None:
+    plain, given = problem(), problem()
+    for parameter in given.student.module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    seen: list[bool] = []
+
+    class Looking(Toy):
+        def draw(self, state: Any, problem: Problem, n: int, learn: bool = True) -> Batch:
+            seen.append(any(q.grad is not None for q in problem.student.module.parameters()))
+            return super().draw(state, problem, n, learn)
+
+    for one in (plain, given):
+        run(one, Looking(mode="batch"), steps=3)
+    assert seen == [False] * 6
+    for left, expected in zip(given.student.module.parameters(), plain.student.module.parameters(), strict=True):
+        assert torch.equal(left, expected)
+        assert left.grad is None
+
+
 def test_dropout_draws_from_the_runs_own_stream() -> None:
     students = []
     for before in (0, 1):

@@ -221,6 +221,16 @@ def test_a_module_that_views_its_maps_is_asked_as_it_can_be() -> None:
     assert not model.channels_last
 
 
+def test_so_is_one_whose_weights_lie_channels_last() -> None:
+    """As they do on a GPU: then its maps do whatever its images do."""
+    torch.manual_seed(0)
+    module, x = Flattens(3, "view"), torch.rand(5, 3, 16, 16)
+    expected = module(x)
+    model = Probe(module.to(memory_format=torch.channels_last), InputSpec((3, 16, 16), 3))
+    model.check()
+    torch.testing.assert_close(model(x).logits, expected)
+
+
 def test_small_images_stay_channels_first() -> None:
     module = Flattens(3, "flatten")
     assert not Probe(module, InputSpec((3, 15, 16), 3)).channels_last
