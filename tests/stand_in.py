@@ -2,9 +2,9 @@
 
 no paper. Where there is no GPU, code that mixes devices, or that makes the host wait for the device, still shows
 itself. Tensors report the device `meta`, of which torch has no kernels that compute, so that every operation passes by
-here. Which operations wait inside of a kernel is a list, READS, of those that are known to; numbers that `new_tensor` or
-`as_tensor` brings from the host pass unseen, and so does a generator of the host. What it cannot show is what needs a GPU: its kernels, its memory, its
-graphs, its speed.
+here. Which operations wait inside of a kernel is a list, READS, of those that are known to; numbers that `new_tensor`
+or `as_tensor` brings from the host pass unseen, and so does a generator of the host. What it cannot show is what needs
+a GPU: its kernels, its memory, its graphs, its speed.
 """
 
 import importlib

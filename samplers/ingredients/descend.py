@@ -17,18 +17,30 @@ __all__ = ["Best", "descend"]
 class Best:
     """The images of the least loss offered so far: a copy, chosen on the device. One per resolution stage.
 
-    x (n, c, h, w): what such images look like. Until a finite loss was offered they are NaN: what a search that never
-    had one has found, so that no start is taken for a result.
+    x (n, c, h, w): what such images look like. They are NaN until a loss was offered, and from the first on that is not
+    finite: a search that diverged has found nothing, so that no start is taken for a result.
     """
 
     def __init__(self, x: Tensor) -> None:
-        self.x = torch.full_like(x, torch.nan, requires_grad=False)
-        self.loss = torch.full((), torch.inf, device=x.device)
+        self._x = torch.full_like(x, torch.nan, requires_grad=False)
+        self._loss = torch.full((), torch.inf, device=x.device)
+        self._spoilt = torch.zeros((), device=x.device)
+
+    @property
+    def x(self) -> Tensor:
+        return self._x + self._spoilt
+
+    @property
+    def loss(self) -> Tensor:
+        """Of these images, 0-d: infinite before there was one, NaN with them."""
+        return self._loss + self._spoilt
 
     def offer(self, x: Tensor, loss: Tensor) -> None:
-        better = loss.detach() < self.loss  # never for NaN
-        self.x = torch.where(better, x.detach(), self.x)
-        self.loss = torch.where(better, loss.detach(), self.loss)
+        loss = loss.detach()
+        better = loss < self._loss
+        self._x = torch.where(better, x.detach(), self._x)
+        self._loss = torch.where(better, loss, self._loss)
+        self._spoilt = self._spoilt + 0.0 * loss  # NaN where it is not finite
 
 
 def descend(
@@ -67,7 +79,6 @@ def descend(
             kept = x.detach()
             if best is not None:
                 best.offer(x, loss)
-                kept = best.x
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             if seen is not None:
@@ -79,6 +90,7 @@ def descend(
             if after is not None:
                 after()
         if objective.learns and kept is not None:
+            kept = kept if best is None else best.x
             with torch.no_grad():
                 objective.end_round(states, look(view(kept), target, kept))
     for group, lr in zip(optimiser.param_groups, base, strict=True):

@@ -31,7 +31,20 @@ from dfkd.interfaces import Preset
 from dfkd.losses import CKA, Jacobian, LabelCrossEntropy, LogitMSE, combine
 from dfkd.plan import Settings, some_rows
 from dfkd.problem import Probe
-from samplers import DeepInversion, Gaussian, Mixture, Mixup, Pooled, Real, Uniform
+from samplers import (
+    CMI,
+    NAYER,
+    DeepInversion,
+    FastDFKD,
+    Gaussian,
+    Generative,
+    Mixture,
+    Mixup,
+    Pooled,
+    Real,
+    SpaceshipNet,
+    Uniform,
+)
 
 Command = Callable[..., Any]
 Network = Callable[..., nn.Module]
@@ -710,6 +723,22 @@ def test_unsupported_and_diverged_runs_are_lines(
     again = run("report", "wild")
     assert again.status == 0
     assert "diverged" in again.out
+
+
+def test_a_generator_that_diverges_is_a_line_and_the_others_go_on(tmp_path: Path, network: Network) -> None:
+    """Be it made anew for each round, or kept; its start, of which it has finite images, is not taken for a result."""
+    rate: dict[str, Any] = {"learning_rate": 1e30}
+    samplers = {
+        "generative": Generative(batch=8, **rate),
+        "cmi": CMI(steps=2, batch=8, negatives=8, **rate),
+        "nayer": NAYER(steps=2, batch=8, **rate),
+        "fast_dfkd": FastDFKD(batch=8, generator_rate=1e30),
+        "spaceshipnet": SpaceshipNet(steps=2, batch=8, **rate),
+        "noise": Uniform(),
+    }
+    lines = small(tmp_path, network, samplers, evaluate=Evaluation(columns=("uniform",), rows=8)).lines
+    found = {name: {line.status for line in lines if line.sampler == name} for name in samplers}
+    assert found == {name: {"ok" if name == "noise" else "diverged"} for name in samplers}
 
 
 def test_a_sampler_without_labels_is_a_line_where_labels_are_learnt(

@@ -66,13 +66,25 @@ class Spy:
 def test_best_is_a_copy_of_the_least_loss_after_the_loss_has_risen() -> None:
     x = torch.zeros(2, 1, 2, 2)
     best = Best(x)
-    for value, loss in ((1.0, 5.0), (2.0, 3.0), (3.0, 4.0), (4.0, float("nan"))):
+    for value, loss in ((1.0, 5.0), (2.0, 3.0), (3.0, 4.0)):
         with torch.no_grad():
             x.fill_(value)  # in place, as an optimiser does
         best.offer(x, torch.tensor(loss))
     x.fill_(9.0)
     assert torch.equal(best.x, torch.full_like(x, 2.0))
     assert best.loss == 3.0
+
+
+@pytest.mark.parametrize("wild", [float("nan"), float("inf"), -float("inf")])
+def test_best_of_a_search_that_diverged_is_none(wild: float) -> None:
+    """Wherever it did, and whatever comes after: its start is no result."""
+    for losses in ((wild, 2.0), (2.0, wild, 1.0), (3.0, 2.0, wild)):
+        best = Best(torch.zeros(2, 1, 2, 2))
+        assert torch.isnan(best.x).all()
+        for loss in losses:
+            best.offer(torch.ones(2, 1, 2, 2), torch.tensor(loss))
+        assert torch.isnan(best.x).all()
+        assert torch.isnan(best.loss)
 
 
 def test_best_carries_no_graph() -> None:
