@@ -237,6 +237,14 @@ def embeddings_of(source: str, k: int, length: int) -> Tensor:
         )
     if not bool(torch.isfinite(found).all()):  # sync
         raise ValueError(f"embeddings: expected finite numbers, found NaN or infinity in {source!r}")
+    first: dict[tuple[float, ...], int] = {}
+    for row, values in enumerate(found.tolist()):
+        other = first.setdefault(tuple(values), row)
+        if other < row:
+            raise ValueError(
+                f"embeddings: expected rows that tell the classes apart, found those of classes {other} and {row} "
+                f"equal in {source!r}{INSTEAD}"
+            )
     return found
 
 

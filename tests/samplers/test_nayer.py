@@ -147,6 +147,7 @@ def test_refuses_embeddings_that_are_none(make_problem: MakeProblem, tmp_path: P
     np.save(tmp_path / "flat.npy", np.zeros(10))
     np.save(tmp_path / "empty.npy", np.zeros((10, 0)))
     np.save(tmp_path / "nan.npy", np.full((10, 2), np.nan))
+    np.save(tmp_path / "twice.npy", np.arange(10.0)[[0, 1, 2, 1, 4, 5, 6, 7, 8, 9], None])
     (tmp_path / "broken.npy").write_text("no array")
     (tmp_path / "broken.safetensors").write_text("no array")
     save_file({"a": torch.zeros(10, 2), "b": torch.zeros(10, 2)}, str(tmp_path / "two.safetensors"))
@@ -159,6 +160,7 @@ def test_refuses_embeddings_that_are_none(make_problem: MakeProblem, tmp_path: P
         ("flat.npy", r"embeddings: expected 10 rows, one for each class, found an array of shape \(10,\)"),
         ("empty.npy", r"embeddings: expected 10 rows, one for each class, found an array of shape \(10, 0\)"),
         ("nan.npy", "embeddings: expected finite numbers, found NaN or infinity"),
+        ("twice.npy", "embeddings: expected rows that tell the classes apart, found those of classes 1 and 3 equal in"),
         (
             "broken.npy",
             "embeddings: cannot read '.*broken.npy': the magic string .*; orthogonal and learned need no file$",
