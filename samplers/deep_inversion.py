@@ -34,12 +34,14 @@ from .checks import (
     whole_at_least,
 )
 from .ingredients import (
+    BatchNormGauss,
     BatchNormWeight,
     Best,
     Disagreement,
     Objective,
     OneHot,
     PixelNorm,
+    Smoothness,
     TotalVariation,
     Variation,
     batchnorm_term,
@@ -71,7 +73,10 @@ class DeepInversion:
     0.5. flip: whether they are mirrored at half of the steps. adaptive: weight of the disagreement with the student,
     >= 0; 0 never asks it. labelling: the teacher's BatchNorm mode for the images, `eval` or `batch`. betas: Adam's, in
     [0, 1). schedule: of its rate, `cosine` to 0 or `constant`. clip: whether pixels are clipped to the box at the start
-    and after each step, or only when the search is over.
+    and after each step, or only when the search is over. gauss: weight of the KL, in nats, of the teacher's stored
+    statistics from those of the batch, as Gaussians (Choi et al. 2020, arXiv:2005.04136), >= 0; with it `batchnorm` may
+    be 0. smoothness: weight of the squared difference from a blur of the image (Smith et al. 2021, arXiv:2106.09701),
+    >= 0.
 
     Published are the settings of `cifar10` and `imagenet`; both have variation `l2`, betas (0.9, 0.999), a constant
     rate and no clip:
@@ -102,6 +107,8 @@ class DeepInversion:
     betas: tuple[float, float] = field(default=(0.5, 0.9), metadata={"unless": (0.5, 0.9)})
     schedule: Literal["cosine", "constant"] = field(default="cosine", metadata={"unless": "cosine"})
     clip: bool = field(default=True, metadata={"unless": True})
+    gauss: float = field(default=0.0, metadata={"unless": 0.0})
+    smoothness: float = field(default=0.0, metadata={"unless": 0.0})
     name: ClassVar[str] = "deep_inversion"
     data_free: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("input_grad", "batchnorm")
@@ -118,7 +125,7 @@ class DeepInversion:
         whole_at_least(self, 1, "steps", "batch")
         positive(self, "learning_rate")
         weight_or_auto(self, "batchnorm")
-        at_least(self, 0.0, "first_layer", "one_hot", "total_variation", "l2", "adaptive")
+        at_least(self, 0.0, "first_layer", "one_hot", "total_variation", "l2", "adaptive", "gauss", "smoothness")
         one_of(self, ("l1", "l2"), "variation")
         between(self, 0.0, 0.5, "roll")
         true_or_false(self, "flip", "clip")
@@ -153,6 +160,8 @@ class DeepInversion:
                 (self.total_variation, TotalVariation(self.variation)),
                 (self.l2, PixelNorm()),
                 (self.adaptive, Disagreement("js", temperature=3.0)),
+                (self.gauss, BatchNormGauss()),
+                (self.smoothness, Smoothness()),
             )
         )
 

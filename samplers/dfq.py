@@ -2,16 +2,18 @@
 
 Choi, Choi, El-Khamy, Lee: Data-Free Network Quantization With Adversarial Knowledge Distillation. 2020.
 arXiv:2005.04136. There is no code of the authors: network, weights and loop are those of a later comparison of methods
-(Fang et al. 2021, arXiv:2105.08584). Changed against the paper: one generator, one student, no warm-up.
+(Fang et al. 2021, arXiv:2105.08584). Changed against the paper: one generator, one student, no warm-up; its distance of
+BatchNorm statistics, a KL of Gaussians, is `gauss`, off as in that code.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, get_args
 
 from torch import Tensor
 
 from dfkd.interfaces import Preset
 from dfkd.losses import KL
+from dfkd.naming import known_as
 from dfkd.problem import Problem
 from dfkd.types import Batch, BatchNormMode
 from generators.trunk import Width
@@ -19,6 +21,7 @@ from generators.trunk import Width
 from .checks import a_labelling, at_least, one_of, positive, weight_or_auto, whole_at_least
 from .ingredients import (
     Balance,
+    BatchNormGauss,
     BatchNormWeight,
     Disagreement,
     Objective,
@@ -37,7 +40,8 @@ class DFQ:
     weight of the teacher's certainty of some class, >= 0. balance: weight of using all classes equally, >= 0. latent:
     length of the generator's input, >= 1. width: of its trunk, `small` or `large`. learning_rate: Adam's, > 0. batch:
     images in a generator step, >= 2. student_steps: draws from one generator step to the next, >= 1. labelling: the
-    teacher's BatchNorm mode for the images, `eval` or `batch`.
+    teacher's BatchNorm mode for the images, `eval` or `batch`. gauss: weight of the KL, in nats, of the stored
+    statistics from those of the batch, as Gaussians, >= 0.
     """
 
     adversarial: float = 1.0
@@ -50,6 +54,8 @@ class DFQ:
     batch: int = 256
     student_steps: int = 10
     labelling: BatchNormMode = "eval"
+    # not written where it is as it was before it was a setting: folders that were begun go on
+    gauss: float = field(default=0.0, metadata={"unless": 0.0})
     name: ClassVar[str] = "dfq"
     data_free: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("input_grad", "batchnorm")
@@ -66,7 +72,7 @@ class DFQ:
         whole_at_least(self, 2, "batch")
         one_of(self, get_args(Width), "width")
         positive(self, "learning_rate")
-        at_least(self, 0.0, "adversarial", "one_hot", "balance")
+        at_least(self, 0.0, "adversarial", "one_hot", "balance", "gauss")
         weight_or_auto(self, "batchnorm")
         a_labelling(self.labelling)
         if not self.objective.terms:
@@ -84,8 +90,12 @@ class DFQ:
                 batchnorm_term(self.batchnorm),
                 (self.one_hot, OneHot("argmax")),
                 (self.balance, Balance()),
+                (self.gauss, BatchNormGauss()),
             )
         )
+
+    def __repr__(self) -> str:
+        return known_as(self)
 
     @property
     def _online(self) -> OnlineGenerator:

@@ -3,7 +3,8 @@
 Fang, Mo, Wang, Song, Bei, Zhang, Song: Up to 100x Faster Data-Free Knowledge Distillation. 2022. arXiv:2112.06253.
 Changed: the bank's images are kept as bytes on the device; at sizes other than 32 the crop's border is an eighth of the
 side, 4 at 32; for numbers of steps they did not publish the learning rates are those of the nearest; the adversary
-begins after the warm-up, theirs in its last round.
+begins after the warm-up, theirs in its last round; the preset's rate falls to 0, theirs to 2e-4. Left out: their
+network and settings for images of 224 pixels, with latents kept over rounds.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,9 @@
 """A generator that learns against the student, and beside it a slow copy from which half of the images come.
 
 Do et al.: Momentum Adversarial Distillation: Handling Large Distribution Shifts in Data-Free Knowledge Distillation.
-2022. arXiv:2209.10359. There is no code: network, rates and loop are our reading, those of DFQ. Left out, as published
-for ImageNet only: class-conditional generators, their pre-training, and a bound on the losses.
+2022. arXiv:2209.10359. There is no code: network, rates and loop are our reading, those of DFQ, and so are the losses
+and the copy's decay. Left out, as published for ImageNet only: class-conditional generators, their pre-training, and a
+bound on the losses.
 """
 
 from dataclasses import dataclass

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dfkd.problem import Problem, UnsupportedProblem
 from dfkd.types import InputSpec
-from samplers import DFQ, MAD
+from samplers import DFQ, MAD, DeepInversion
 
 MakeProblem = Callable[..., Problem]
 
@@ -36,18 +36,34 @@ def slow_gap(given: Tensor, norm: nn.BatchNorm2d) -> float:
     return math.hypot(*mean) + math.hypot(*var)
 
 
+def slow_gauss(given: Tensor, norm: nn.BatchNorm2d) -> float:
+    """KL(stored || batch) of the Gaussians of one layer's channels, the mean over them."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    columns = [column.tolist() for column in given.double().transpose(0, 1).flatten(1)]
+    nats = []
+    for column, mean, var in zip(columns, norm.running_mean.tolist(), norm.running_var.tolist(), strict=True):
+        spread = statistics.pvariance(column)
+        gap = (statistics.fmean(column) - mean) ** 2
+        nats.append(math.log(math.sqrt(spread / var)) - 0.5 + (var + gap) / (2.0 * spread))
+    return statistics.fmean(nats)
+
+
 def slow_terms(problem: Problem, x: Tensor) -> dict[str, float]:
     """Each term as it is to be minimised, in Python floats and with natural logarithms."""
     teacher: Any = copy.deepcopy(problem.teacher.module).eval()
     with torch.no_grad():
         p = [softmax(row) for row in teacher(x).tolist()]
         q = [softmax(row) for row in copy.deepcopy(problem.student.module).eval()(x).tolist()]
-        gaps = [slow_gap(teacher.body[:at](x), teacher.body[at]) for at in (1, 4)]
+        gaps, gauss = (
+            [slow(teacher.body[:at](x), teacher.body[at]) for at in (1, 4)] for slow in (slow_gap, slow_gauss)
+        )
     rows = [sum(a * math.log(a / b) for a, b in zip(one, other, strict=True)) for one, other in zip(p, q, strict=True)]
     mean = [sum(column) / len(p) for column in zip(*p, strict=True)]
     return {
         "adversarial": -sum(rows) / len(rows),
         "batchnorm": sum(gaps),
+        "gauss": statistics.fmean(gauss),
         "one_hot": -sum(math.log(max(row)) for row in p) / len(p),
         "balance": sum(m * math.log(m) for m in mean),
     }
@@ -58,11 +74,13 @@ def slow_terms(problem: Problem, x: Tensor) -> dict[str, float]:
     [
         (DFQ(), {"adversarial": 1.0, "batchnorm": 1.0, "one_hot": 1.0, "balance": 20.0}),
         (replace(DFQ(), adversarial=0.5, batchnorm=3.0, one_hot=0.0, balance=1.0), None),
+        (replace(DFQ(), batchnorm=0.0, gauss=0.5), {"adversarial": 1.0, "gauss": 0.5, "one_hot": 1.0, "balance": 20.0}),
+        (DeepInversion(batchnorm=0.0, gauss=2.0, one_hot=0.0), {"gauss": 2.0}),
         (MAD(), {"adversarial": 1.0, "batchnorm": 1.0, "one_hot": 1.0}),
     ],
 )
 def test_objective_is_the_published_one(
-    make_problem: MakeProblem, sampler: DFQ | MAD, weights: dict[str, float] | None
+    make_problem: MakeProblem, sampler: DFQ | MAD | DeepInversion, weights: dict[str, float] | None
 ) -> None:
     weights = {"adversarial": 0.5, "batchnorm": 3.0, "balance": 1.0} if weights is None else weights
     problem, objective = make_problem(), sampler.objective

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dfkd.types import InputSpec, Outputs
+from samplers import DeepInversion
 from samplers.ingredients import (
     Activation,
     Balance,
@@ -296,6 +297,15 @@ def test_smoothness_names_what_is_too_small_to_blur(make_problem: Callable[..., 
     Smoothness().init(make_problem(shape=(1, 3, 3)), 0)
     with pytest.raises(ValueError, match=r"smoothness: expected images of at least 3x3 pixels, found \(1, 2, 8\)"):
         Smoothness().init(SimpleNamespace(spec=InputSpec((1, 2, 8), 4)), 0)  # type: ignore[arg-type]
+
+
+def test_deep_inversion_has_smoothness_by_its_weight(make_problem: Callable[..., Any]) -> None:
+    problem = make_problem()
+    sampler = DeepInversion(batchnorm=0.0, one_hot=0.0, smoothness=0.5)
+    x = torch.rand(2, *problem.spec.shape, generator=torch.Generator().manual_seed(1))
+    with sampler.objective.watching(problem) as look:
+        found = sampler.objective(sampler.objective.init(problem, 0, "test"), look(x, None)).item()
+    assert found == pytest.approx(0.5 * slow_smoothness(x, 2**0.5), rel=1e-4)
 
 
 @pytest.mark.parametrize("term", [TotalVariation("l1"), TotalVariation("l2"), PixelNorm(), Smoothness()])
