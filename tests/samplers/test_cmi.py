@@ -1,24 +1,28 @@
-"""CMI: its objective on tiny images, what a round begins anew and what it carries on, and the published numbers."""
+"""CMI: rounds against a loop written by hand, what one begins anew and what it carries on, the published numbers."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dfkd.interfaces import preset_of
 from dfkd.losses import KL
-from dfkd.problem import Probe, Problem, UnsupportedProblem
-from samplers import CMI
-from samplers.ingredients import resized
+from dfkd.problem import Problem, UnsupportedProblem
+from samplers import CMI, Augmented, Pooled
+from samplers.ingredients import Rounds
+from samplers.state import State
+
+from .by_hand import Watched, drawn, enlarged, masked_kl, mirrored, near, window
 
 MakeProblem = Callable[..., Problem]
 
 TINY = CMI(steps=3, latent=6, batch=8, every=2, features=20, negatives=5, projection=4)
+STEPS, RATE = 4, 3e-3  # few and slow, as rounding grows by steps
 
 
 def test_defaults_are_the_published_numbers() -> None:
@@ -33,41 +37,100 @@ def test_defaults_are_the_published_numbers() -> None:
     assert (preset.batch, preset.optimiser["learning_rate"], preset.steps) == (128, 0.1, 80_000)
 
 
-def test_the_loss_of_a_round_equals_its_definition(make_problem: MakeProblem) -> None:
-    problem, sampler = make_problem(), replace(TINY, steps=1, crop=0, flip=False)
-    teacher = problem.teacher.module
-    student = copy.deepcopy(teacher)  # much like it, so that both often give the same class
-    with torch.no_grad():
-        for parameter in student.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(6)))
-    problem.student = Probe(student, problem.spec, name="student")
-    state = sampler.begin(problem, 1)
-    contrast = state.terms[3]
-    head, stream = copy.deepcopy(contrast.head), copy.deepcopy(contrast.stream)
-    batch = sampler.round(state, problem, torch.Generator().manual_seed(2))
-    assert batch.target is not None
+# -- a round -----------------------------------------------------------------------------------------------------
 
-    given: list[torch.Tensor] = []
-    norms = [part for part in teacher.modules() if isinstance(part, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+
+def contrast(head: nn.Sequential, local: Tensor, shown: Tensor, remembered: Tensor) -> Tensor:
+    """METHODS 3.7: which global view belongs to each local one, at temperature 0.1; keys give no gradient.
+
+    local, shown: (n, d) features. remembered: (m, 2, d). A mean over the images and one over remembered rows.
+    """
+    local, shown = torch.cat([local, remembered[:, 0]]), torch.cat([shown, remembered[:, 1]])
+    queries, keys = (out / (out**2).sum(1, keepdim=True).sqrt() for out in (head(local), head(shown)))
+    scores = queries @ keys.detach().T / 0.1
+    rows = torch.logsumexp(scores, dim=1) - scores.diagonal()
+    n = len(rows) - len(remembered)
+    return rows[:n].mean() + (rows[n:].mean() if len(remembered) else 0.0)
+
+
+def begun_anew(network: nn.Module, rng: torch.Generator) -> None:
+    """All weights N(0, 0.02^2), those of BatchNorm N(1, 0.02^2), biases 0, no statistics."""
     with torch.no_grad():
-        t, s = teacher.eval()(batch.x), student.eval()(batch.x)
-        layers, expected = list(given), cross_entropy(t, batch.target)
-        for g, norm in zip(layers, norms, strict=True):
-            flat = g.transpose(0, 1).flatten(1)
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            expected = expected + (flat.mean(1) - norm.running_mean).norm()
-            expected = expected + (flat.var(1, correction=0) - norm.running_var).norm()
-        p, same = t.softmax(1), t.argmax(1) == s.argmax(1)
-        assert same.any()
-        expected = expected - 0.5 * ((p * (t.log_softmax(1) - s.log_softmax(1))).sum(1) * same).mean()
-        given.clear()
-        teacher(resized(stream.advance(), 0.25, False)(batch.x))
-        local, shown = (torch.cat([g.mean((2, 3)) for g in both], 1) for both in (given, layers))
-        expected = expected + 0.8 * cross_entropy(head(local) @ head(shown).T / 0.1, torch.arange(8))
-    assert batch.info["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
+        for part in network.modules():
+            if isinstance(part, (nn.Linear, nn.Conv2d, nn.BatchNorm2d)):
+                part.weight.normal_(1.0 if isinstance(part, nn.BatchNorm2d) else 0.0, 0.02, generator=rng)
+                if part.bias is not None:
+                    part.bias.zero_()
+            if isinstance(part, nn.BatchNorm2d):
+                part.reset_running_stats()
+
+
+def by_hand(problem: Problem, state: State, rngs: list[torch.Generator]) -> tuple[list[Any], Tensor]:
+    """Rounds after METHODS' words, and the features remembered; the network and the head of the state are moved.
+
+    In each a new network, Adam on it and on z, the head's own Adam all along, the best step's images.
+    """
+    teacher, student = Watched(problem.teacher.module), problem.student.module.eval()
+    network, head, stream = state.generator.train(), state.terms[3].head.layers, state.terms[3].stream
+    heads = torch.optim.Adam(head.parameters(), lr=RATE)
+    bank, kept = torch.empty(0, 2, 12), []
+    for rng in rngs:
+        begun_anew(network, rng)
+        z = torch.randn(8, 6, generator=rng).requires_grad_()
+        y = torch.randint(10, (8,), generator=rng)
+        adam = torch.optim.Adam([*network.parameters(), z], lr=RATE, betas=(0.5, 0.999))
+        best = (float("inf"), torch.empty(0))
+        for _ in range(STEPS):
+            x = network(z)
+            seen = mirrored(window(x, rng, 2), rng)
+            t, moments = teacher(seen)
+            loss = teacher.distance(moments) + cross_entropy(t, y) - 0.5 * masked_kl(t, student(seen))
+            coins = stream.advance()
+            local = mirrored(enlarged(x, coins, 0.25), coins)
+            remembered = bank[torch.randperm(len(bank), generator=coins)[:5]]
+            loss = loss + 0.8 * contrast(head, teacher.features(local), teacher.features(seen), remembered)
+            if loss.item() < best[0]:
+                best = (loss.item(), x.detach().clone())
+            adam.zero_grad()
+            heads.zero_grad()
+            loss.backward()
+            adam.step()
+            heads.step()
+        with torch.no_grad():
+            seen, coins = mirrored(window(best[1], rng, 2), rng), stream.advance()
+            local = mirrored(enlarged(best[1], coins, 0.25), coins)
+            new = torch.stack([teacher.features(local), teacher.features(seen)], dim=1)
+        bank = torch.cat([bank, new])[-20:]
+        kept.append((best[1], y, best[0]))
+    return kept, bank
+
+
+def test_rounds_are_those_of_a_loop_by_hand(make_problem: MakeProblem) -> None:
+    """Three rounds, so that the features remembered are more than are drawn and, in the end, more than are kept."""
+    problem, other = near(make_problem), near(make_problem)
+    sampler = replace(TINY, steps=STEPS, learning_rate=RATE, crop=2, flip=True)
+    state, own, origin = (sampler.begin(problem, 4) for _ in range(3))
+    found = [sampler.round(state, problem, torch.Generator().manual_seed(12 + turn)) for turn in range(3)]
+    expected, bank = by_hand(other, own, [torch.Generator().manual_seed(12 + turn) for turn in range(3)])
+    for batch, (x, y, loss) in zip(found, expected, strict=True):
+        assert batch.target is not None
+        assert torch.equal(batch.target, y)
+        assert batch.info["loss"].item() == pytest.approx(loss, rel=1e-4)
+        assert (batch.x - x).abs().mean() < 1e-4
+    torch.testing.assert_close(state.terms[3].bank, bank, rtol=1e-3, atol=1e-3)
+    heads = (part.terms[3].head.parameters() for part in (state, own, origin))
+    for a, b, c in zip(*heads, strict=True):
+        assert (a - b).abs().mean() < 0.01 * (b - c).abs().mean()
+
+
+def test_draws_are_crops_of_the_bank(make_problem: MakeProblem) -> None:
+    problem, sampler = make_problem(), replace(TINY, crop=2, flip=True)
+    state = sampler.init(problem, 1)
+    sampler.draw(state, problem, 4)
+    expected = drawn(state, 7, pad=2)
+    torch.testing.assert_close(sampler.draw(state, problem, 7).x, expected)
+    whole = CMI()
+    assert whole.bank == Augmented(Pooled(Rounds(whole), round=256, every=400, warmup=1, capacity=None), flip=True)
 
 
 def test_a_round_begins_anew_but_for_the_head_and_the_features(make_problem: MakeProblem) -> None:

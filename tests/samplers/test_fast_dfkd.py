@@ -1,22 +1,22 @@
 """FastDFKD: a round against a loop written by hand, the published numbers, what is drawn anew and when."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 
 from dfkd.interfaces import preset_of
 from dfkd.losses import KL
-from dfkd.problem import Probe, Problem, UnsupportedProblem
+from dfkd.problem import Problem, UnsupportedProblem
 from generators.trunk import Trunk
-from samplers import FastDFKD
-from samplers.ingredients import MetaStep
+from samplers import Augmented, FastDFKD, Pooled
+from samplers.ingredients import MetaStep, Rounds
 from samplers.state import State
+
+from .by_hand import Watched, detached, drawn, fast_loss, mirrored, mixed, near, window
 
 MakeProblem = Callable[..., Problem]
 
@@ -44,51 +44,16 @@ def test_defaults_are_the_published_numbers() -> None:
 # -- a round -----------------------------------------------------------------------------------------------------
 
 
-class Watched:
-    """What an evaluated net's BatchNorm layers are given, by hooks of its own."""
+def by_hand(problem: Problem, network: nn.Module, rngs: list[torch.Generator], meta: str, pad: int) -> list[Any]:
+    """Rounds after METHODS' words: clone, Adam on clone and z, summed gradients or 67 times the way back, best kept.
 
-    def __init__(self, net: nn.Module) -> None:
-        self.net, self.given, self.layers = net, [], []  # type: ignore[var-annotated]
-        for part in net.modules():
-            if isinstance(part, nn.BatchNorm2d):
-                self.layers.append(part)
-                part.register_forward_pre_hook(lambda _, args: self.given.append(args[0]))
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        self.given.clear()
-        out: Tensor = self.net(x)
-        moments = []
-        for g in self.given:
-            mean = g.mean(dim=(0, 2, 3))
-            moments.append((mean, ((g - mean[:, None, None]) ** 2).mean(dim=(0, 2, 3))))
-        return out, moments
-
-
-def slow_loss(t: Tensor, s: Tensor | None, y: Tensor, moments: Any, past: Any, layers: list[nn.BatchNorm2d]) -> Tensor:
-    """10 BN-ema + 0.5 CE - 1.33 KL on the rows where both give the same class."""
-    total = 0.5 * cross_entropy(t, y)
-    for i, ((mean, var), layer) in enumerate(zip(moments, layers, strict=True)):
-        if past is not None:
-            mean, var = 0.1 * mean + 0.9 * past[i][0], 0.1 * var + 0.9 * past[i][1]
-        assert layer.running_mean is not None
-        assert layer.running_var is not None
-        total = total + 10 * (((mean - layer.running_mean) ** 2).sum().sqrt())
-        total = total + 10 * (((var - layer.running_var) ** 2).sum().sqrt())
-    if s is not None:
-        p, same = t.softmax(1), t.argmax(1) == s.argmax(1)
-        assert same.any()
-        rows = (p * (p.log() - s.log_softmax(1))).sum(1)
-        total = total - 1.33 * torch.where(same, rows, 0.0).sum() / len(rows)
-    return total
-
-
-def by_hand(problem: Problem, network: nn.Module, rounds: int, rng: torch.Generator, meta: str) -> list[Any]:
-    """Rounds after METHODS' words: clone, Adam on clone and z, summed gradients or 67 times the way back, best kept."""
-    teacher, student = Watched(problem.teacher.module.eval()), problem.student.module.eval()
+    A generator of random numbers for each round.
+    """
+    teacher, student = Watched(problem.teacher.module), problem.student.module.eval()
     start = torch.optim.Adam(network.parameters(), lr=2 * 1e-3, betas=(0.5, 0.999))
     past: Any = None
     kept = []
-    for index in range(rounds):
+    for index, rng in enumerate(rngs):
         clone = Trunk((1, 8, 8), 6, "small")
         clone.load_state_dict(network.state_dict())
         clone.train()
@@ -101,9 +66,10 @@ def by_hand(problem: Problem, network: nn.Module, rounds: int, rng: torch.Genera
         best = (float("inf"), torch.empty(0))
         for _ in range(2):
             x = clone(z)
-            t, moments = teacher(x)
-            s = student(x) if index >= 1 else None  # one round of warm-up
-            loss = slow_loss(t, s, y, moments, past, teacher.layers)
+            seen = mirrored(window(x, rng, pad), rng) if pad else x
+            t, moments = teacher(seen)
+            s = student(seen) if index >= 1 else None  # one round of warm-up
+            loss = fast_loss(teacher, t, s, y, moments, past)
             if loss.item() < best[0]:
                 best = (loss.item(), x.detach().clone())
             inner.zero_grad()
@@ -112,10 +78,7 @@ def by_hand(problem: Problem, network: nn.Module, rounds: int, rng: torch.Genera
                 assert p.grad is not None
                 total += p.grad
             inner.step()
-        now = [(m.detach(), v.detach()) for m, v in moments]
-        past = now if past is None else [
-            (0.9 * a[0] + 0.1 * b[0], 0.9 * a[1] + 0.1 * b[1]) for a, b in zip(past, now, strict=True)
-        ]  # fmt: skip
+        past = mixed(detached(moments), past)
         for p, total, end in zip(network.parameters(), sums, clone.parameters(), strict=True):
             p.grad = total if meta == "fomaml" else 67 * (p.detach() - end.detach())
         start.step()
@@ -123,26 +86,16 @@ def by_hand(problem: Problem, network: nn.Module, rounds: int, rng: torch.Genera
     return kept
 
 
-def near(make_problem: MakeProblem) -> Problem:
-    """A problem whose student gives the teacher's class often, but not always."""
-    problem = make_problem()
-    student = copy.deepcopy(problem.teacher.module)
-    with torch.no_grad():
-        for parameter in student.parameters():
-            parameter.add_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(6)))
-    problem.student = Probe(student, problem.spec, name="student")
-    return problem
-
-
+@pytest.mark.parametrize("pad", [0, 2])
 @pytest.mark.parametrize("meta", get_args(MetaStep))
-def test_rounds_are_those_of_a_loop_by_hand(meta: MetaStep, make_problem: MakeProblem) -> None:
+def test_rounds_are_those_of_a_loop_by_hand(meta: MetaStep, pad: int, make_problem: MakeProblem) -> None:
     problem, other = near(make_problem), near(make_problem)
-    sampler = replace(TINY, meta=meta, generator_rate=1e-3, latent_rate=3e-3)  # small, as rounding grows by steps
+    sampler = replace(TINY, meta=meta, crop=pad, flip=pad > 0)
+    sampler = replace(sampler, generator_rate=1e-3, latent_rate=3e-3)  # small, as rounding grows by steps
     state = sampler.begin(problem, 4)
     network = sampler.begin(problem, 4).start.network  # equal, and not the same
-    rng = torch.Generator().manual_seed(12)
-    found = [sampler.round(state, problem, rng) for _ in range(3)]
-    expected = by_hand(other, network, 3, torch.Generator().manual_seed(12), meta)
+    found = [sampler.round(state, problem, torch.Generator().manual_seed(12 + turn)) for turn in range(3)]
+    expected = by_hand(other, network, [torch.Generator().manual_seed(12 + turn) for turn in range(3)], meta, pad)
     for batch, (x, y, loss) in zip(found, expected, strict=True):
         assert batch.target is not None
         assert torch.equal(batch.target, y)
@@ -152,6 +105,16 @@ def test_rounds_are_those_of_a_loop_by_hand(meta: MetaStep, make_problem: MakePr
     origin = sampler.begin(problem, 4).start.network
     for a, b, c in zip(*(net.parameters() for net in (state.start.network, network, origin)), strict=True):
         assert (a - b).abs().mean() < 0.01 * (b - c).abs().mean()
+
+
+def test_draws_are_crops_of_the_bank(make_problem: MakeProblem) -> None:
+    problem, sampler = make_problem(), replace(TINY, crop=2, flip=True)
+    state = sampler.init(problem, 1)
+    sampler.draw(state, problem, 4)
+    expected = drawn(state, 7, pad=2)
+    torch.testing.assert_close(sampler.draw(state, problem, 7).x, expected)
+    whole = FastDFKD()
+    assert whole.bank == Augmented(Pooled(Rounds(whole), round=256, every=400, warmup=21, capacity=None), flip=True)
 
 
 def test_rounds_and_draws_keep_the_published_ratio(make_problem: MakeProblem) -> None:

@@ -1,4 +1,4 @@
-"""NAYER: what is drawn anew and when, its balanced classes, the embeddings a user gives, the published numbers."""
+"""NAYER: rounds against a loop written by hand, what is drawn anew and when, balanced classes, a user's embeddings."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,20 +11,23 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from dfkd.interfaces import preset_of
 from dfkd.losses import KL
 from dfkd.problem import Problem, UnsupportedProblem
-from samplers import NAYER
-from samplers.ingredients import Disagreement, MovingBatchNorm, OneHot
+from generators.noisy_layer import LabelGenerator
+from samplers import NAYER, Augmented, Pooled
+from samplers.ingredients import Disagreement, MovingBatchNorm, OneHot, Rounds
 from samplers.state import State
+
+from .by_hand import Watched, detached, drawn, fast_loss, mirrored, mixed, near, window
 
 MakeProblem = Callable[..., Problem]
 
 TINY = NAYER(
     steps=2, batch=12, length=16, noise=6, every=3, rounds=2, warmup=1, warmup_rounds=3, renew=2, crop=0, flip=False
 )
+STEPS, RATE = 3, 1e-3  # few and slow, as rounding grows by steps
 
 
 def test_defaults_are_the_published_numbers() -> None:
@@ -41,24 +44,64 @@ def test_defaults_are_the_published_numbers() -> None:
     assert preset.objective == {"kl": (1.0, KL(temperature=20.0))}
 
 
-def test_the_loss_of_a_round_equals_its_definition(make_problem: MakeProblem) -> None:
-    problem, sampler = make_problem(), replace(TINY, steps=1)
-    teacher = problem.teacher.module
-    batch = sampler.round(sampler.begin(problem, 1), problem, torch.Generator().manual_seed(2))
-    assert batch.target is not None
-    given: list[Tensor] = []
-    norms = [part for part in teacher.modules() if isinstance(part, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.register_forward_pre_hook(lambda _, args: given.append(args[0]))
-    with torch.no_grad():
-        expected = 0.5 * cross_entropy(teacher.eval()(batch.x), batch.target)
-        for g, norm in zip(given, norms, strict=True):
-            flat = g.transpose(0, 1).flatten(1)
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            expected = expected + 10 * (flat.mean(1) - norm.running_mean).norm()
-            expected = expected + 10 * (flat.var(1, correction=0) - norm.running_var).norm()
-    assert batch.info["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
+# -- a round -----------------------------------------------------------------------------------------------------
+
+
+def by_hand(problem: Problem, network: LabelGenerator, rngs: list[torch.Generator]) -> list[Any]:
+    """Rounds after METHODS' words: new noise and a new Adam for each, classes in blocks, the best step's images.
+
+    The first is one of warm-up.
+    """
+    teacher, student = Watched(problem.teacher.module), problem.student.module.eval()
+    past: Any = None
+    kept = []
+    for index, rng in enumerate(rngs):
+        with torch.no_grad():
+            for block in network.noisy.blocks:
+                block.weight.copy_(torch.randn(block.weight.shape, generator=rng))  # type: ignore[operator, arg-type]
+                block.bias.zero_()  # type: ignore[operator]
+        y = torch.cat([torch.arange(10), torch.randint(10, (2,), generator=rng)])
+        adam = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=RATE, betas=(0.5, 0.999))
+        best = (float("inf"), torch.empty(0))
+        for _ in range(STEPS):
+            x = network(y)
+            seen = mirrored(window(x, rng, 2), rng)
+            t, moments = teacher(seen)
+            loss = fast_loss(teacher, t, student(seen) if index else None, y, moments, past)
+            if loss.item() < best[0]:
+                best = (loss.item(), x.detach().clone())
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+        past = mixed(detached(moments), past)
+        kept.append((best[1], y, best[0]))
+    return kept
+
+
+def test_rounds_are_those_of_a_loop_by_hand(make_problem: MakeProblem) -> None:
+    problem, other = near(make_problem), near(make_problem)
+    sampler = replace(TINY, steps=STEPS, learning_rate=RATE, warmup_rounds=1, renew=None, crop=2, flip=True)
+    state, own, origin = (sampler.begin(problem, 4) for _ in range(3))
+    found = [sampler.round(state, problem, torch.Generator().manual_seed(12 + turn)) for turn in range(3)]
+    expected = by_hand(other, own.generator.train(), [torch.Generator().manual_seed(12 + turn) for turn in range(3)])
+    for batch, (x, y, loss) in zip(found, expected, strict=True):
+        assert batch.target is not None
+        assert torch.equal(batch.target, y)
+        assert batch.info["loss"].item() == pytest.approx(loss, rel=1e-4)
+        assert (batch.x - x).abs().mean() < 5e-4
+    trunks = (part.generator.trunk.parameters() for part in (state, own, origin))
+    for a, b, c in zip(*trunks, strict=True):
+        assert (a - b).abs().mean() < 0.01 * (b - c).abs().mean()
+
+
+def test_draws_are_crops_of_the_bank(make_problem: MakeProblem) -> None:
+    problem, sampler = make_problem(), replace(TINY, crop=2, flip=True)
+    state = sampler.init(problem, 1)
+    sampler.draw(state, problem, 4)
+    expected = drawn(state, 7, pad=2)
+    torch.testing.assert_close(sampler.draw(state, problem, 7).x, expected)
+    whole = NAYER()
+    assert whole.bank == Augmented(Pooled(Rounds(whole), round=800, every=400, warmup=101, capacity=None), flip=True)
 
 
 def watch(sampler: NAYER, problem: Problem, rounds: int) -> list[dict[str, Tensor]]:
