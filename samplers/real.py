@@ -1,6 +1,8 @@
 """The images of a data set, each once per epoch in a new order: what data-free samplers are compared with.
 
-no paper. The order of an epoch depends on the seed and the epoch's number alone, so a run stands at one integer.
+no paper. The order of an epoch depends on the seed and the epoch's number alone, so a run stands at one integer. The
+teacher is asked of an image each time that it is drawn; `pooled` around it, with the number of images as `round` and
+`every` none, asks once and keeps the answers.
 """
 
 from dataclasses import dataclass
