@@ -3,10 +3,11 @@
 As published it is the loop written by hand.
 """
 
+import copy
 import math
 import random
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -24,6 +25,8 @@ from dfkd.types import InputSpec
 from samplers.deep_inversion import DeepInversion
 from samplers.ingredients import batchnorm_distance, noise_start
 from samplers.pooled import Pooled
+
+from .by_hand import Watched
 
 MakeProblem = Callable[..., Problem]
 
@@ -193,53 +196,81 @@ def test_its_preset_is_the_published_one() -> None:
     assert (preset.batch, preset.steps) == (256, 250 * 195)
 
 
-def test_a_published_search_is_the_loop_by_hand(make_problem: MakeProblem) -> None:
+@dataclass(frozen=True)
+class Published:
+    """A published search in the authors' units, with priors that count as much as the BatchNorm term, so that none of
+    them could be missed. shift: the largest roll, in pixels of 16. first: what the first BatchNorm layer counts."""
+
+    ours: DeepInversion
+    first: float
+    pixels: float
+    shift: int
+    flip: bool
+
+
+SEARCHES = {"cifar10": Published(DeepInversion.cifar10(), 1.0, 0.0, 1, False)}
+SEARCHES["imagenet"] = Published(replace(DeepInversion.imagenet(), l2=4 * 0.1), 10.0, 0.1, 2, True)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_published_searches_are_the_loop_by_hand(name: str, make_problem: MakeProblem) -> None:
     """In their units: noise of one deviation that is never clipped, Adam as torch has it, a whole-batch variation.
 
-    The priors count as much here as the BatchNorm term does, so that none of them could be missed.
+    Two batches, one after the other: the second starts from noise of its own, with an Adam of its own.
     """
-    problem, coins = make_problem(shape=(1, 16, 16)), random.Random(5)
-    published = replace(DeepInversion.cifar10(), steps=3, batch=8, learning_rate=0.5 / 4, batchnorm=1.0, adaptive=5.0)
-    published = replace(published, total_variation=0.05 * 4 * math.sqrt(8))
-    found, y, loss = published._invert(
-        published.init(problem, 1), problem, torch.Generator().manual_seed(2), random.Random(5)
-    )
+    known, problem, other = SEARCHES[name], make_problem(shape=(1, 16, 16)), make_problem(shape=(1, 16, 16))
+    sampler = replace(known.ours, steps=4, batch=8, learning_rate=0.5 / 4, batchnorm=1.0, adaptive=5.0)
+    sampler = replace(sampler, total_variation=0.05 * 4 * math.sqrt(8))
+    state, rng, coins = sampler.init(problem, 1), torch.Generator().manual_seed(2), random.Random(5)
+    found = [sampler._invert(state, problem, rng, coins) for _ in range(2)]
 
-    teacher, student = problem.teacher.module, problem.student.module.eval()
-    norms = [part for part in teacher.eval().modules() if isinstance(part, nn.BatchNorm2d)]
-    given = list[Tensor]()
-    for norm in norms:
-        norm.register_forward_pre_hook(lambda _, args: given.append(args[0]))
-    x = torch.randn(8, 1, 16, 16, generator=torch.Generator().manual_seed(2)).requires_grad_(True)
-    assert ((0.5 + x / 4) < 0).any()
-    adam, seen = torch.optim.Adam([x], lr=0.5), list[tuple[float, Tensor]]()
-    for _ in range(3):
-        shown = torch.roll(x, (coins.randint(-1, 1), coins.randint(-1, 1)), dims=(2, 3))
-        given.clear()
-        logits = teacher(0.5 + shown / 4)
-        by_hand = cross_entropy(logits, y)
-        for g, norm in zip(given, norms, strict=True):
-            flat = g.transpose(0, 1).flatten(1)
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            by_hand = by_hand + (flat.mean(1) - norm.running_mean).norm()
-            by_hand = by_hand + (flat.var(1, correction=0) - norm.running_var).norm()
-        right, down = shown[..., 1:] - shown[..., :-1], shown[..., 1:, :] - shown[..., :-1, :]
-        falling, rising = shown[..., 1:, 1:] - shown[..., :-1, :-1], shown[..., 1:, :-1] - shown[..., :-1, 1:]
-        by_hand = by_hand + 0.05 * sum(part.norm() for part in (right, down, falling, rising))
-        p, q = ((z / 3.0).softmax(dim=1) for z in (logits, student(0.5 + shown / 4)))
-        m = 0.5 * (p + q)
-        js = 0.5 * (p * (p / m).log()).sum(1) + 0.5 * (q * (q / m).log()).sum(1)
-        by_hand = by_hand - 5.0 * js.mean()
-        seen.append((by_hand.item(), x.detach().clone()))
-        (x.grad,) = torch.autograd.grad(by_hand, x)
-        adam.step()
-    least, best = min(seen, key=lambda one: one[0])
-    assert least == seen[-1][0]
-    assert loss.item() == pytest.approx(least, rel=1e-5)
-    gaps = (found - (0.5 + best / 4).clamp(0.0, 1.0)).abs()
-    assert gaps.mean() < 1e-5  # of moves of 0.1; Adam makes much of the rounding of a pixel without a slope
-    assert gaps.max() < 0.01
+    teacher, student = Watched(other.teacher.module), other.student.module.eval()
+    rng, coins, tossed = torch.Generator().manual_seed(2), random.Random(5), set()
+    for images, y, loss in found:
+        x = torch.randn(8, 1, 16, 16, generator=rng).requires_grad_(True)
+        assert ((0.5 + x / 4) < 0).any()
+        assert torch.equal(y, torch.randperm(10, generator=rng)[:8])
+        adam, seen = torch.optim.Adam([x], lr=0.5), list[tuple[float, Tensor]]()
+        for _ in range(4):
+            down, right = coins.randint(-known.shift, known.shift), coins.randint(-known.shift, known.shift)
+            shown = x[:, :, [(i - down) % 16 for i in range(16)]][..., [(i - right) % 16 for i in range(16)]]
+            if known.flip:
+                tossed.add(backwards := coins.random() < 0.5)
+                shown = shown[..., list(range(15, -1, -1))] if backwards else shown
+            logits, moments = teacher(0.5 + shown / 4)
+            by_hand = cross_entropy(logits, y) + teacher.distance(moments, known.first)
+            right_of, below = shown[..., 1:] - shown[..., :-1], shown[..., 1:, :] - shown[..., :-1, :]
+            falling, rising = shown[..., 1:, 1:] - shown[..., :-1, :-1], shown[..., 1:, :-1] - shown[..., :-1, 1:]
+            by_hand = by_hand + 0.05 * sum(part.norm() for part in (right_of, below, falling, rising))
+            by_hand = by_hand + known.pixels * sum((image**2).sum().sqrt() for image in shown) / 8
+            p, q = ((z / 3.0).softmax(dim=1) for z in (logits, student(0.5 + shown / 4)))
+            m = 0.5 * (p + q)
+            js = 0.5 * (p * (p / m).log()).sum(1) + 0.5 * (q * (q / m).log()).sum(1)
+            by_hand = by_hand - 5.0 * js.mean()
+            seen.append((by_hand.item(), x.detach().clone()))
+            (x.grad,) = torch.autograd.grad(by_hand, x)
+            adam.step()
+        least, best = min(seen, key=lambda one: one[0])
+        assert least < seen[0][0]
+        assert loss.item() == pytest.approx(least, rel=1e-4)
+        gaps = (images - (0.5 + best / 4).clamp(0.0, 1.0)).abs()
+        assert gaps.mean() < 1e-4  # of moves of 0.1; Adam makes much of the rounding of a pixel without a slope
+    assert tossed == ({True, False} if known.flip else set())
+
+
+def test_a_batch_is_made_when_it_is_due_and_starts_anew(make_problem: MakeProblem) -> None:
+    """Before every third draw; with one step what is kept is the noise it started from, no pixel of the last round."""
+    problem = make_problem()
+    sampler = Pooled(DeepInversion(steps=1, batch=8, batchnorm=1.0, roll=0.0), round=8, every=3)
+    state = sampler.init(problem, 1)
+    for draw in range(7):
+        stream = copy.deepcopy(state.base.stream)
+        sampler.draw(state, problem, 4)
+        rounds = 1 + draw // 3
+        assert (len(state.images), problem.teacher.counts["synthesise"]["forward"]) == (8 * rounds, 8 * rounds)
+        if draw % 3 == 0:
+            noise = (0.5 + 0.25 * torch.randn(8, 1, 8, 8, generator=stream.advance())).clamp(0.0, 1.0)
+            torch.testing.assert_close(state.images[-8:].float() / 255, noise, rtol=0.0, atol=0.51 / 255)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])

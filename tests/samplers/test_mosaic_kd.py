@@ -1,6 +1,5 @@
 """MosaicKD: both objectives by hand, one step of each for five draws, and rows of the set that the user names."""
 
-import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -52,31 +51,46 @@ def test_its_numbers_are_the_published_ones() -> None:
     assert published.preset.steps == 5 * 200 * (50_000 // 256)
 
 
-def test_the_generator_descends_the_published_sum_after_the_critics_step(make_problem: MakeProblem) -> None:
-    problem = make_problem()
-    teacher, student = problem.teacher.module.eval(), problem.student.module.eval()
-    sampler = MosaicKD("digits", **PLAIN)
-    state = sampler.init(problem, 1)
-    network, judge = copy.deepcopy(state.generator.generator).train(), copy.deepcopy(critic(state)).train()
-    real = copy.deepcopy(state.shown)
-    real = real.images.pixels(real.advance(12), problem.spec)
-    z = torch.randn(12, 6, generator=torch.Generator().manual_seed(derive(state.generator.stream.seed, 1)))
-    with torch.no_grad():
-        x = network(z)
+def test_steps_of_both_are_those_of_a_loop_by_hand(make_problem: MakeProblem) -> None:
+    """METHODS 3.14: the critic's step, then the generator's, each by its own Adam along a cosine of the run."""
+    problem, other = make_problem(), make_problem()
+    teacher, student = other.teacher.module.eval(), other.student.module.eval()
+    sampler = MosaicKD("digits", **PLAIN, student_steps=1, balance=10 / math.log(2))
+    state, own, origin = (sampler.init(problem, 1) for _ in range(3))
+    network, judge, shown = own.generator.generator.train(), critic(own).train(), own.shown
+    adams = [
+        torch.optim.Adam(net.requires_grad_(True).parameters(), lr=1e-3, betas=(0.5, 0.999)) for net in (network, judge)
+    ]
     bce, zeros = functional.binary_cross_entropy_with_logits, torch.zeros(12, 2, 2)
-    optimiser = torch.optim.Adam(judge.requires_grad_(True).parameters(), lr=1e-3, betas=(0.5, 0.999))
-    fake, true = bce(judge(x), zeros, reduction="sum"), bce(judge(real), zeros + 1, reduction="sum")
-    ((fake + true) / 24).backward()
-    optimiser.step()
-    with torch.no_grad():
+    for draw, progress in enumerate((0.0, 0.3, 0.5, 0.6)):
+        for adam in adams:
+            adam.param_groups[0]["lr"] = 1e-3 * 0.5 * (1.0 + math.cos(math.pi * progress))
+        x = network(
+            torch.randn(12, 6, generator=torch.Generator().manual_seed(derive(own.generator.stream.seed, draw + 1)))
+        )
+        real = shown.images.pixels(shown.advance(12), problem.spec)
+        fake = bce(judge(x.detach()), zeros, reduction="sum")
+        adams[1].zero_grad()
+        ((fake + bce(judge(real), zeros + 1, reduction="sum")) / 24).backward()
+        adams[1].step()
         t, s = teacher(x), student(x)
         p = t.softmax(dim=1)
         mean = p.mean(dim=0)
         slow = bce(judge(x), zeros + 1, reduction="sum") / 12
         slow = slow - functional.kl_div(s.log_softmax(dim=1), p, reduction="batchmean")
         slow = slow - (p * p.log()).sum(dim=1).mean() + 10.0 * (mean * mean.log2()).sum()
-    loss = sampler.draw(state, problem, 4).info["generator_loss"]
-    assert loss.item() == pytest.approx(slow.item(), rel=1e-3)
+        adams[0].zero_grad()
+        slow.backward()
+        adams[0].step()
+        problem.progress = progress
+        loss = sampler.draw(state, problem, 4).info["generator_loss"]
+        assert loss.item() == pytest.approx(slow.item(), rel=1e-4)
+    for found, slowly, first in (
+        (state.generator.generator, network, origin.generator.generator),
+        (critic(state), judge, critic(origin)),
+    ):
+        for a, b, c in zip(*(net.parameters() for net in (found, slowly, first)), strict=True):
+            assert (a - b).abs().mean() < 0.01 * (b - c).abs().mean()
 
 
 def test_one_step_of_both_for_five_draws(make_problem: MakeProblem) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from dfkd.problem import Problem, UnsupportedProblem
 from dfkd.rng import derive
@@ -16,6 +17,8 @@ from generators.depths import image_from, maps_of
 from samplers import SpaceshipNet
 from samplers.spaceshipnet import exchanged
 from samplers.state import State
+
+from .by_hand import Watched, mirrored, window
 
 MakeProblem = Callable[..., Problem]
 
@@ -191,6 +194,34 @@ def test_a_round_descends_the_published_sum(make_problem: MakeProblem) -> None:
         x = copy.deepcopy(state.generator).train()(z)
     loss = sampler.draw(state, problem, 4).info["loss"]
     assert loss.item() == pytest.approx(slow_loss(problem, x, state.classes, one_hot=0.5), rel=1e-4)
+
+
+def test_rounds_are_those_of_a_loop_by_hand(make_problem: MakeProblem) -> None:
+    """METHODS 3.13: a new Adam on the old network, one set of latents, crops and mirrored ones for the teacher."""
+    problem, other = make_problem(), make_problem()
+    sampler = SpaceshipNet(**SMALL | {"steps": 3, "crop": 2, "flip": True}, every=1)
+    state, own, origin = (sampler.init(problem, 1) for _ in range(3))
+    teacher, network = Watched(other.teacher.module), own.generator
+    for turn in range(2):
+        rng = torch.Generator().manual_seed(derive(own.stream.seed, turn + 1))
+        z, y = torch.randn(10, 6, generator=rng), torch.randperm(10, generator=rng)
+        adam = torch.optim.Adam(network.train().parameters(), lr=1e-3, betas=(0.5, 0.999))
+        least, maps = float("inf"), list[Tensor]()
+        for _ in range(3):
+            now, x = maps_of(network, z)
+            logits, moments = teacher(mirrored(window(x, rng, 2), rng))
+            loss = teacher.distance(moments) + 0.5 * cross_entropy(logits, y)
+            if loss.item() < least:
+                least, maps = loss.item(), [part.detach().clone() for part in now]
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+        assert sampler.draw(state, problem, 4).info["loss"].item() == pytest.approx(least, rel=1e-4)
+        for kept, made in zip(state.maps, maps, strict=True):
+            torch.testing.assert_close(kept[-10:].float(), made, atol=2e-3, rtol=2e-3)  # half precision
+        assert torch.equal(state.classes[-10:], y)
+    for a, b, c in zip(*(part.generator.parameters() for part in (state, own, origin)), strict=True):
+        assert (a - b).abs().mean() < 0.01 * (b - c).abs().mean()
 
 
 def test_latents_stay_while_the_generator_moves(make_problem: MakeProblem) -> None:

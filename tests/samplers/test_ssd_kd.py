@@ -21,7 +21,7 @@ MakeProblem = Callable[..., Problem]
 
 SMALL: dict[str, Any] = {"latent": 6, "batch": 8, "steps": 2, "capacity": 20, "warmup": 2, "every": 3}
 PLAIN: dict[str, Any] = {**SMALL, "crop": 0, "flip": False}
-RATES: dict[str, float] = {"generator_rate": 1e-3, "latent_rate": 0.1, "meta_rate": 2e-3}
+RATES: dict[str, Any] = {"generator_rate": 1e-3, "latent_rate": 0.1, "meta_rate": 2e-3}
 
 
 def test_its_numbers_are_as_we_read_them() -> None:
