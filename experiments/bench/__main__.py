@@ -1,11 +1,16 @@
 """python -m experiments.bench NAME: measures this machine. A table for people, lines of JSON with --json."""
 
 import argparse
+import importlib.util
 import json
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from dfkd.naming import unknown
 
@@ -13,7 +18,16 @@ BENCHES = {"overhead": 21, "synthesis": 9, "throughput": 5, "scaling": 5, "gpu":
 """Pairs of blocks or steps that count, or repetitions, unless told."""
 
 Clock = Callable[[], float]
-ONLY = {"synthesis": "samplers", "throughput": "samplers", "scaling": "axes"}
+USED: dict[str, set[str]] = {
+    "overhead": {"json", "blocks", "clock"},
+    "synthesis": {"json", "blocks", "clock", "only"},
+    "throughput": {"json", "blocks", "clock", "only", "device", "chart"},
+    "scaling": {"json", "blocks", "clock", "only", "device", "chart", "most", "steps"},
+    "gpu": {"json", "device", "chart", "minutes", "data", "teacher", "out", "small"},
+}
+"""The options of each bench; any other is refused, as it would not do what was asked for."""
+
+_INTERRUPTED = 130  # as `dfkd` ends then
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these samplers, or for scaling these axes, alone")
     parser.add_argument("--device", default=None, help="throughput, scaling: cpu unless told; gpu: cuda unless told")
-    parser.add_argument("--most", type=int, help="scaling: the largest size of every axis")
+    parser.add_argument(
+        "--most", type=int, help="scaling: the largest size of an axis; axes that begin beyond it are left out"
+    )
     parser.add_argument("--chart", type=Path, help="throughput, scaling, gpu: a picture of it, as .png or .svg")
     parser.add_argument(
         "--steps", type=int, default=400, help="scaling: steps over which memory is watched, 0 for none"
@@ -37,14 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/gpu.jsonl"), help="gpu: lines of JSON, continued from")
     parser.add_argument("--small", action="store_true", help="gpu: tiny sizes, a rehearsal for any machine")
     options = parser.parse_args(arguments)
+    # once more without defaults: what is there then was given
+    bare = argparse.Namespace(**dict.fromkeys(vars(options)))
+    given = {name for name, value in vars(parser.parse_args(arguments, bare)).items() if value is not None}
     try:
         if options.name not in BENCHES:
             raise unknown("bench", options.name, list(BENCHES))
+        _check(options, given - {"name"})
         blocks = BENCHES[options.name] if options.blocks is None else options.blocks
         if blocks < 1:
             raise ValueError(f"blocks: expected an integer >= 1, found {blocks}")
-        if options.only and options.name not in ONLY:
-            raise ValueError(f"only: expected none with {options.name}, found {', '.join(options.only)}")
         measures = {
             "overhead": _overhead,
             "synthesis": _synthesis,
@@ -53,18 +71,66 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "gpu": _gpu,
         }
         clock = time.perf_counter if options.clock == "wall" else time.process_time
-        measures[options.name](options, blocks, clock)
+        with _stopping():
+            measures[options.name](options, blocks, clock)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return _INTERRUPTED
     return 0
 
 
-def _overhead(options: argparse.Namespace, blocks: int, clock: Clock) -> None:
-    from .overhead import overhead
+def _check(options: argparse.Namespace, given: set[str]) -> None:
+    """ValueError for an option that the bench does not use, and for a picture that could not be written at the end."""
+    for name in sorted(given - USED[options.name]):
+        found = getattr(options, name)
+        shown = " ".join(found) if isinstance(found, list) else found
+        raise ValueError(f"{name}: expected none with {options.name}, found {shown}")
+    if options.only and "steps" in given:
+        raise ValueError(f"steps: expected none with --only, which leaves memory out, found {options.steps}")
+    if options.chart is None:
+        return
+    if options.chart.suffix not in (".png", ".svg"):
+        raise ValueError(f"chart: expected a name that ends in .png or .svg, found {str(options.chart)!r}")
+    if not options.chart.parent.is_dir():
+        raise ValueError(f"chart: expected a file in a folder that is there, found {str(options.chart)!r}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("chart: expected matplotlib to draw it, found none installed")
 
-    found = overhead(blocks, clock)
-    print(json.dumps(found) if options.json else _table(found))
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """Inside, SIGTERM is a KeyboardInterrupt, also where no run of the engine listens. Only a main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+def _overhead(options: argparse.Namespace, blocks: int, clock: Clock) -> None:
+    """What it was found on is in an object of its own, so that every other number of the line is a ratio."""
+    from torch import device
+
+    from .overhead import overhead
+    from .rows import about, coverage
+    from .usage import peak
+
+    with peak(device("cpu")) as held:
+        found = overhead(blocks, clock)
+    on = {**about(options.clock), "blocks": blocks, "covers": round(coverage(blocks), 4)}
+    on["process_peak_bytes"] = held.total
+    print(json.dumps({"about": on, **found}) if options.json else f"{json.dumps(on)}\n{_table(found, on['covers'])}")
 
 
 def _synthesis(options: argparse.Namespace, blocks: int, clock: Clock) -> None:
@@ -83,11 +149,12 @@ def _throughput(options: argparse.Namespace, blocks: int, clock: Clock) -> None:
     from . import throughput
     from .rows import about
 
+    measured = throughput.throughput(blocks, clock, options.only, options.device or "cpu")
     print(json.dumps(about(options.clock)), flush=True)
     if not options.json:
         print(throughput.HEAD, flush=True)
     rows = []
-    for made in throughput.throughput(blocks, clock, options.only, options.device or "cpu"):
+    for made in measured:
         rows.append(made)
         print(throughput.as_json(made) if options.json else throughput.as_text(made), flush=True)
     if options.chart is not None:
@@ -102,11 +169,12 @@ def _scaling(options: argparse.Namespace, blocks: int, clock: Clock) -> None:
     if options.most is not None and options.most < 1:
         raise ValueError(f"most: expected an integer >= 1, found {options.most}")
     device = options.device or "cpu"
+    measured = scaling.scaling(blocks, clock, options.only, options.most, device)
     print(json.dumps(about(options.clock)), flush=True)
     if not options.json:
         print(scaling.HEAD, flush=True)
     points = []
-    for point in scaling.scaling(blocks, clock, options.only, options.most, device):
+    for point in measured:
         points.append(point)
         print(scaling.as_json(point) if options.json else scaling.as_text(point), flush=True)
     if options.chart is not None:
@@ -139,11 +207,11 @@ def _gpu(options: argparse.Namespace, blocks: int, clock: Clock) -> None:
         chart(read(options.out), options.chart)
 
 
-def _table(found: dict[str, float]) -> str:
-    """One row for each ratio, with its interval."""
+def _table(found: dict[str, float], covers: float) -> str:
+    """One row for each ratio, with its interval and how often such an interval holds the true median."""
     names = [name for name in found if not name.endswith(("_low", "_high"))]
     width = max(map(len, names))
-    lines = [f"{'engine / bare loop':{width}}  median  95 % interval"]
+    lines = [f"{'engine / bare loop':{width}}  median  interval that covers {100.0 * covers:.1f} %"]
     lines += [f"{n:{width}}  {found[n]:6.3f}  {found[f'{n}_low']:.3f} to {found[f'{n}_high']:.3f}" for n in names]
     return "\n".join(lines)
 

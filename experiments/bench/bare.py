@@ -14,10 +14,38 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from dfkd.rng import derive
 
-__all__ = ["Draw", "bare_generative", "bare_inversion", "bare_real", "bare_step", "bare_synthesis"]
+__all__ = [
+    "ChannelsLast",
+    "Draw",
+    "bare_cutmix",
+    "bare_gaussian",
+    "bare_generative",
+    "bare_inversion",
+    "bare_mixup",
+    "bare_pooled",
+    "bare_real",
+    "bare_spectrum",
+    "bare_step",
+    "bare_synthesis",
+    "bare_uniform",
+]
 
 Draw = Callable[[int], tuple[Tensor, Tensor | None]]
 """n -> images, and the teacher's logits where they are known."""
+
+Shape = tuple[int, int, int]
+
+
+class ChannelsLast(nn.Module):
+    """A network that lays its images (n, c, h, w) out channels last, which its convolutions then keep."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x.contiguous(memory_format=torch.channels_last))
+        return logits
 
 
 def bare_step(
@@ -49,7 +77,8 @@ def bare_step(
 
 def bare_real(images: Tensor, seed: int) -> Draw:
     """images (m, c, h, w) uint8, each once per epoch."""
-    generator, order, drawn = torch.Generator(), torch.empty(0, dtype=torch.int64), 0
+    device = images.device
+    generator, order, drawn = torch.Generator(device), torch.empty(0, dtype=torch.int64), 0
 
     def draw(n: int) -> tuple[Tensor, None]:
         nonlocal order, drawn
@@ -57,13 +86,118 @@ def bare_real(images: Tensor, seed: int) -> Draw:
         while n > 0:
             epoch, first = divmod(drawn, len(images))
             if first == 0:
-                order = torch.randperm(len(images), generator=generator.manual_seed(derive(seed, "epoch", epoch)))
+                generator.manual_seed(derive(seed, "epoch", epoch))
+                order = torch.randperm(len(images), generator=generator, device=device)
             piece = order[first : first + n]
             pieces.append(piece)
             drawn += len(piece)
             n -= len(piece)
         index = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
         return images[index] / 255.0, None
+
+    return draw
+
+
+def _numbers(seed: int, device: torch.device) -> Callable[[], torch.Generator]:
+    """Each call gives the generator of the next draw."""
+    generator, draws = torch.Generator(device), 0
+
+    def following() -> torch.Generator:
+        nonlocal draws
+        draws += 1
+        return generator.manual_seed(derive(seed, draws))
+
+    return following
+
+
+def bare_uniform(shape: Shape, seed: int, device: torch.device) -> Draw:
+    following = _numbers(seed, device)
+
+    def draw(n: int) -> tuple[Tensor, None]:
+        return torch.rand(n, *shape, generator=following(), device=device), None
+
+    return draw
+
+
+def bare_gaussian(shape: Shape, seed: int, device: torch.device) -> Draw:
+    """Mean 0.5, standard deviation 0.25, clipped to [0, 1]."""
+    following = _numbers(seed, device)
+
+    def draw(n: int) -> tuple[Tensor, None]:
+        return torch.empty(n, *shape, device=device).normal_(0.5, 0.25, generator=following()).clamp_(0, 1), None
+
+    return draw
+
+
+def bare_spectrum(shape: Shape, seed: int, device: torch.device) -> Draw:
+    """Random phases under 1 / (|fx|^a + |fy|^b), slopes about one number in [0.5, 3.5] for each image."""
+    following, (c, h, w) = _numbers(seed, device), shape
+
+    def draw(n: int) -> tuple[Tensor, None]:
+        rng = following()
+        s = 0.5 + 3.0 * torch.rand(n, 1, generator=rng, device=device)
+        tilt = 0.05 * torch.randn(n, 1, generator=rng, device=device)
+        along_x = torch.fft.rfftfreq(w, device=device) ** (s + tilt).clamp_min(0)
+        along_y = torch.fft.fftfreq(h, device=device).abs() ** (s - tilt).clamp_min(0)
+        fall = along_x[:, None, :] + along_y[:, :, None]
+        fall[:, 0, 0] = torch.inf  # no mean
+        noise = torch.fft.rfft2(torch.randn(n, c, h, w, generator=rng, device=device))
+        x = torch.fft.irfft2(noise / noise.abs() / fall[:, None], s=(h, w))
+        if c > 1:
+            x = (torch.randn(n, c, c, generator=rng, device=device) @ x.flatten(2)).view(n, c, h, w)
+        x = x / x.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+        return (0.5 + 0.25 * x).clamp_(0, 1), None
+
+    return draw
+
+
+def _shares(n: int, rng: torch.Generator, device: torch.device) -> Tensor:
+    """(n,) of Beta(1, 1), by the samplers' formula for any Beta, so that the numbers are theirs."""
+    height = torch.empty(n, dtype=torch.float64, device=device).exponential_(generator=rng)
+    turn = torch.empty(n, dtype=torch.float64, device=device).uniform_(0.0, 2.0 * math.pi, generator=rng).cos_()
+    return (0.5 + 0.5 * turn / (1.0 / torch.expm1(height) + turn**2).sqrt()).float()
+
+
+def bare_mixup(base: Draw, seed: int, device: torch.device) -> Draw:
+    """The images alone: their labels are the teacher's to give."""
+    following = _numbers(seed, device)
+
+    def draw(n: int) -> tuple[Tensor, None]:
+        x, rng = base(n)[0], following()
+        share = _shares(n, rng, device)[:, None, None, None]
+        return share * x + (1.0 - share) * x[torch.randperm(n, generator=rng, device=device)], None
+
+    return draw
+
+
+def bare_cutmix(base: Draw, seed: int, device: torch.device) -> Draw:
+    """The images alone: their labels are the teacher's to give."""
+    following = _numbers(seed, device)
+
+    def draw(n: int) -> tuple[Tensor, None]:
+        x, rng = base(n)[0], following()
+        side, inside = (1.0 - _shares(n, rng, device)).sqrt(), []
+        for length in x.shape[2:]:
+            size = (side * length).round()[:, None]
+            room = length - size + 1.0
+            start = (torch.rand(n, 1, generator=rng, device=device) * room).floor().minimum(room - 1.0)
+            at = torch.arange(length, device=device)
+            inside.append((at >= start) & (at < start + size))
+        box = inside[0][:, None, :, None] & inside[1][:, None, None, :]
+        return torch.where(box, x[torch.randperm(n, generator=rng, device=device)], x), None
+
+    return draw
+
+
+def bare_pooled(base: Draw, shape: Shape, rows: int, capacity: int, seed: int, device: torch.device) -> Draw:
+    """A bank of bytes that gets `rows` images before each draw."""
+    following, bank = _numbers(seed, device), torch.empty(0, *shape, dtype=torch.uint8, device=device)
+
+    def draw(n: int) -> tuple[Tensor, None]:
+        nonlocal bank
+        new = (base(rows)[0] * 255.0).round().to(torch.uint8)
+        bank = torch.cat([bank[-(capacity - rows) :], new])
+        return bank[torch.randperm(len(bank), generator=following(), device=device)[:n]] / 255.0, None
 
     return draw
 
@@ -101,7 +235,7 @@ class _Statistics:
 
 def bare_inversion(
     teacher: nn.Module,
-    shape: tuple[int, int, int],
+    shape: Shape,
     k: int,
     seeds: tuple[int, int],
     scale: Tensor,

@@ -1,14 +1,15 @@
 """How much longer the engine's loop takes than a bare loop that does the same arithmetic: ratios, one thread.
 
 no paper. The engine runs as users run it, through `train`; at each of its log points the bare loop is given the same
-number of steps, so blocks alternate within one run. Before that, both must have the same student after a few steps,
-or there is no result: few, as rounding grows.
+number of steps, so blocks alternate within one run. Where the engine lays images out channels last there is a second
+bare loop that does too: the ratio to the first is what a user gains, that to the second what the engine adds. Before
+that, all must have the same student after a few steps, or there is no result: few, as rounding grows.
 """
 
 import copy
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 
 from dfkd.data import load
-from dfkd.engine import Budget, Optimiser, train
+from dfkd.engine import Budget, Optimiser, Training, train
 from dfkd.losses import KL, combine
 from dfkd.models import build
 from dfkd.problem import Probe, Problem
@@ -26,9 +27,10 @@ from dfkd.registry import SAMPLERS, find
 from dfkd.rng import derive, initialised
 from dfkd.types import InputSpec
 
-from .bare import Draw, bare_generative, bare_inversion, bare_real, bare_step
+from .bare import ChannelsLast, Draw, bare_generative, bare_inversion, bare_real, bare_step
+from .rows import interval
 
-__all__ = ["NETS", "SOURCES", "interval", "measure", "overhead", "require_equal"]
+__all__ = ["NETS", "SAME_LAYOUT", "SOURCES", "completed", "measure", "overhead", "require_equal"]
 
 NETS = {
     "wrn_16_1": (InputSpec((3, 32, 32), 10), 32, 5),
@@ -42,110 +44,133 @@ a pixel by a whole step up or down as its gradient's sign says, so that ten step
 rounding does."""
 
 SOURCES = ("real", "pooled", "generative")
+SAME_LAYOUT = "_same_layout"
+"""Added to the name of a row whose bare loop lays out images channels last, as the engine does where they are large."""
 SEED, RATE, TEMPERATURE, EVERY = 0, 0.05, 4.0, 5
 WARM = 2  # blocks that are run and not counted
 
 
-def measure(net: str, source: str, blocks: int, clock: Callable[[], float] = time.perf_counter) -> list[float]:
-    """Engine / bare, one ratio for each block. ValueError where the students of a few steps differ."""
+def measure(
+    net: str, source: str, blocks: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Engine / bare, one ratio for each block, by what is added to the row's name for the bare loop's layout.
+
+    ValueError where the students of a few steps differ.
+    """
     require_equal(net, source, *CHECKED[net])
     length = NETS[net][2]
     pair = _pair(net, source, (blocks + WARM) * length)
     ours: list[float] = []
-    theirs: list[float] = []
+    theirs: dict[str, list[float]] = {layout: [] for layout in pair.loops}
     since = clock()
 
     def alternate() -> dict[str, float]:
         nonlocal since
         ours.append(clock() - since)
-        since = clock()
-        for _ in range(length):
-            pair.step()
-        theirs.append(clock() - since)
+        turns = list(pair.loops.items())
+        for layout, loop in turns if len(ours) % 2 else turns[::-1]:  # neither always comes after the engine
+            since = clock()
+            for _ in range(length):
+                loop.step()
+            theirs[layout].append(clock() - since)
         since = clock()
         return {}
 
     pair.train(monitor=alternate, log_points=blocks + WARM)
     assert len(ours) == blocks + WARM
-    return [a / b for a, b in zip(ours[WARM:], theirs[WARM:], strict=True)]
+    return {layout: [a / b for a, b in zip(ours[WARM:], bare[WARM:], strict=True)] for layout, bare in theirs.items()}
 
 
 def require_equal(net: str, source: str, steps: int, inversion: int) -> None:
-    """ValueError unless engine and bare loop end `steps` steps with the same student.
+    """ValueError unless engine and bare loops end `steps` steps with the same student.
 
     inversion: steps of each inversion in the source `pooled`.
     """
     pair = _pair(net, source, steps, inversion)
     pair.train()
-    for _ in range(steps):
-        pair.step()
-    states = pair.problem.student.module.state_dict(), pair.student.state_dict()
-    for (name, ours), theirs in zip(states[0].items(), states[1].values(), strict=True):
-        if not torch.allclose(ours.float(), theirs.float(), rtol=1e-3, atol=1e-4):
-            gap = (ours.float() - theirs.float()).abs().max().item()
-            raise ValueError(
-                f"{net}, {source}: expected equal students, found {name} {gap:.2g} apart: the loops differ"
-            )
+    for layout, loop in pair.loops.items():
+        for _ in range(steps):
+            loop.step()
+        states = pair.problem.student.module.state_dict(), loop.student.state_dict()
+        for (name, ours), theirs in zip(states[0].items(), states[1].values(), strict=True):
+            if not torch.allclose(ours.float(), theirs.float(), rtol=1e-3, atol=1e-4):
+                gap = (ours.float() - theirs.float()).abs().max().item()
+                raise ValueError(
+                    f"{net}, {source}{layout}: expected equal students, found {name} {gap:.2g} apart: the loops differ"
+                )
 
 
 def overhead(blocks: int = 21, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
-    """Medians and the ends of their 95 % intervals, for each net and source."""
+    """Medians and the ends of their intervals, for each net, source and layout of the bare loop."""
     torch.set_num_threads(1)
     found: dict[str, float] = {}
     for net in NETS:
         for source in SOURCES:
-            low, median, high = interval(measure(net, source, blocks, clock))
-            name = f"{net}_{source}"
-            found |= {name: round(median, 4), f"{name}_low": round(low, 4), f"{name}_high": round(high, 4)}
+            for layout, ratios in measure(net, source, blocks, clock).items():
+                low, median, high = interval(ratios)
+                name = f"{net}_{source}{layout}"
+                found |= {name: round(median, 4), f"{name}_low": round(low, 4), f"{name}_high": round(high, 4)}
     return found
 
 
-def interval(ratios: list[float]) -> tuple[float, float, float]:
-    """(low, median, high): the interval that holds the true median in at least 95 % of repetitions, by order alone."""
-    values, n = sorted(ratios), len(ratios)
-    tail, below = 0.0, 0  # of a binomial with probability one half
-    ways = 1.0
-    while below < n // 2 and tail + ways / 2.0**n <= 0.025:
-        tail += ways / 2.0**n
-        ways *= (n - below) / (below + 1)
-        below += 1
-    edge = max(below - 1, 0)
-    return values[edge], float(np.median(values)), values[n - 1 - edge]
+def completed(result: Training) -> None:
+    """KeyboardInterrupt where a run was told to stop; ValueError where it diverged: neither is a measurement."""
+    if result.status == "interrupted":
+        raise KeyboardInterrupt
+    if result.status != "ok":
+        raise ValueError(f"training: expected a run that ends well, found one that {result.status}")
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """A bare loop's step, and the student that it moves."""
+
+    step: Callable[[], None]
+    student: nn.Module
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """The same run twice: what the engine trains, and a bare loop's step with the student that it moves."""
+    """The same run several times: what the engine trains, and the bare loops by layout."""
 
     problem: Problem
     sampler: Any
     budget: Budget
-    step: Callable[[], None]
-    student: nn.Module
+    loops: Mapping[str, _Loop]
 
     def train(self, **options: Any) -> None:
-        result = train(
-            self.problem,
-            self.sampler,
-            combine({"kl": (1.0, KL(TEMPERATURE))}),
-            self.budget,
-            Optimiser(learning_rate=RATE, nesterov=True),
-            SEED,
-            **options,
+        completed(
+            train(
+                self.problem,
+                self.sampler,
+                combine({"kl": (1.0, KL(TEMPERATURE))}),
+                self.budget,
+                Optimiser(learning_rate=RATE, nesterov=True),
+                SEED,
+                **options,
+            )
         )
-        assert result.status == "ok"
 
 
 def _pair(net: str, source: str, steps: int, inversion: int = 10) -> _Pair:
     spec, batch, _ = NETS[net]
     problem = _problem(net, spec)
+    sampler = _sampler(source, spec, batch, inversion)
+    loops = {"": _loop(problem, sampler, source, batch, steps, channels_last=False)}
+    if problem.teacher.channels_last:
+        loops[SAME_LAYOUT] = _loop(problem, sampler, source, batch, steps, channels_last=True)
+    return _Pair(problem, sampler, Budget(batch=batch, steps=steps), loops)
+
+
+def _loop(problem: Problem, sampler: Any, source: str, batch: int, steps: int, channels_last: bool) -> _Loop:
+    """With copies of both networks. On a CPU the engine lays out images alone, not weights; so is it done here."""
     teacher, student = copy.deepcopy(problem.teacher.module), copy.deepcopy(problem.student.module)
     teacher.eval().requires_grad_(False)
     student.train()
-    sampler = _sampler(source, spec, batch, inversion)
+    if channels_last:
+        teacher, student = ChannelsLast(teacher).eval(), ChannelsLast(student)
     draw = _bare(sampler, source, problem, teacher, student)
-    step = bare_step(teacher, student, draw, batch, steps, RATE, TEMPERATURE)
-    return _Pair(problem, sampler, Budget(batch=batch, steps=steps), step, student)
+    return _Loop(bare_step(teacher, student, draw, batch, steps, RATE, TEMPERATURE), student)
 
 
 def _problem(net: str, spec: InputSpec) -> Problem:

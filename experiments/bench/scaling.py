@@ -1,22 +1,28 @@
-"""What a step costs as its sizes grow: images, batch, classes, the bank, samplers, seeds; and memory over many steps.
+"""What a step costs as its sizes grow: images, batch, classes, the bank; what a comparison costs with more samplers,
+seeds and workers; and memory over many steps.
 
 no paper. One thing grows at a time, the others stay at the smallest. `exponent` is the slope of the logarithms from one
-size to the next: 1 where cost grows in proportion, 0 where it does not grow. Memory is what the process holds (on a GPU
-what torch has allocated) while the same step is repeated: its slope should be none.
+size to the next: 1 where cost grows in proportion, 0 where it does not grow, -1 where two workers take half the time.
+What is built and set up before is not timed, but its memory counts. Memory over many steps is what the process holds
+(on a GPU what torch has allocated) while the same step is repeated: its slope should be none.
 """
 
+import gc
 import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
+from dfkd.comparison import Evaluation, compare
 from dfkd.engine import Budget, Optimiser, train
 from dfkd.interfaces import Sampler
 from dfkd.losses import KL, combine
@@ -25,20 +31,28 @@ from dfkd.naming import unknown
 from dfkd.problem import Probe, Problem
 from dfkd.registry import SAMPLERS, find
 from dfkd.rng import derive, initialised
-from dfkd.types import InputSpec
+from dfkd.types import InputSpec, as_device
 
-from .usage import resident
+from .overhead import completed
+from .throughput import block, enough
+from .usage import peak, resident
 
 __all__ = ["AXES", "HEAD", "MEMORY", "Point", "as_json", "as_text", "chart", "memory", "scaling"]
 
 SEED = 0
+STEPS = 4  # what is timed of the engine, and of deep inversion
+SHORT = 50  # steps of a comparison's students
 Clock = Callable[[], float]
+Measure = Callable[[int, Clock], list[float]]
+"""(repetitions, clock) -> seconds of each; what it sets up first is not in them."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """axis: what grows. kind: of what the cost is: a student's `step`, a `synthesis` step, a `draw`, a `run` (of one
-    comparison's part). size: how much. seconds: median of `repetitions`. exponent: since the size before."""
+    """axis: what grows. kind: of what the cost is: a student's `step`, a `synthesis` step (four of each), a `draw`, a
+    `comparison`. size: how much. seconds: median of `repetitions`, by the wall clock where it is a comparison, whose
+    workers are other processes. exponent: since the size before. memory: the most bytes beyond what was held before,
+    None where it cannot be told."""
 
     axis: str
     kind: str
@@ -46,6 +60,7 @@ class Point:
     seconds: float
     repetitions: int
     exponent: float | None = None
+    memory: int | None = None
 
 
 AXES: dict[str, tuple[int, ...]] = {
@@ -55,8 +70,9 @@ AXES: dict[str, tuple[int, ...]] = {
     "bank": (1_000, 10_000, 100_000, 1_000_000),
     "samplers": (1, 2, 4, 8),
     "seeds": (1, 2, 4),
+    "workers": (1, 2),
 }
-HEAD = f"{'what grows':10} {'cost of a':10} {'size':>8}  {'seconds':>10}  exponent"
+HEAD = f"{'what grows':10} {'cost of a':10} {'size':>8}  {'seconds':>10}  {'MiB':>7}  exponent"
 MEMORY = ("real", "deep_inversion", "generative", "cmi", "adversarial")
 
 
@@ -67,37 +83,36 @@ def scaling(
     most: int | None = None,
     device: str = "cpu",
 ) -> Iterator[Point]:
-    """Every axis, or these, up to the size `most`. ValueError for an unknown axis."""
+    """Every axis, or these, up to the size `most`, which leaves out axes that begin beyond it.
+
+    ValueError for an unknown axis or device, or where one of `only` begins beyond `most`.
+    """
     for axis in only or ():
         if axis not in AXES:
             raise unknown("axis", axis, list(AXES))
+        if most is not None and most < AXES[axis][0]:
+            raise ValueError(f"most: expected at least {AXES[axis][0]}, the smallest of {axis}, found {most}")
     torch.set_num_threads(1)
-    for axis in only or AXES:
+    return _points(repetitions, clock, only or tuple(AXES), math.inf if most is None else most, as_device(device))
+
+
+def _points(repetitions: int, clock: Clock, axes: Sequence[str], most: float, device: torch.device) -> Iterator[Point]:
+    for axis in axes:
         last: dict[str, Point] = {}
-        for size in AXES[axis]:
-            if most is not None and size > most:
-                continue
-            for kind, step in _costs(axis, size, torch.device(device)):
-                seconds = _median(step, repetitions, clock, torch.device(device))
-                exponent = None
+        for size in (size for size in AXES[axis] if size <= most):
+            for kind, measure in _costs(axis, size, device):
+                gc.collect()
+                with peak(device) as held:
+                    times = measure(repetitions, clock)
+                seconds, exponent = median(times), None
                 if kind in last:
                     exponent = math.log(seconds / last[kind].seconds) / math.log(size / last[kind].size)
-                last[kind] = Point(axis, kind, size, seconds, repetitions, exponent)
+                memory = None if kind == "comparison" else held.bytes  # of a comparison other processes hold theirs
+                last[kind] = Point(axis, kind, size, seconds, len(times), exponent, memory)
                 yield last[kind]
 
 
-def _median(step: Callable[[], Any], repetitions: int, clock: Clock, device: torch.device) -> float:
-    times = []
-    for _ in range(repetitions + 1):  # the first is not counted
-        _wait(device)
-        began = clock()
-        step()
-        _wait(device)
-        times.append(max(clock() - began, 1e-9))
-    return median(times[1:])
-
-
-def _costs(axis: str, size: int, device: torch.device) -> Iterator[tuple[str, Callable[[], Any]]]:
+def _costs(axis: str, size: int, device: torch.device) -> Iterator[tuple[str, Measure]]:
     """What is timed at one size of an axis."""
     if axis == "side":
         yield from _steps(InputSpec((3, size, size), 10), 8, device)
@@ -106,9 +121,9 @@ def _costs(axis: str, size: int, device: torch.device) -> Iterator[tuple[str, Ca
     elif axis == "classes":
         yield from _steps(InputSpec((1, 8, 8), size), 64, device)
     elif axis == "bank":
-        yield "draw", _bank_draw(size, device)
+        yield "draw", lambda repetitions, clock: _repeated(_bank_draw(size, device), device, repetitions, clock)
     else:
-        yield "run", partial(_short_runs, axis, size, device)
+        yield "comparison", partial(_compared, axis, size, device)
 
 
 def problem_of(spec: InputSpec, device: torch.device) -> Problem:
@@ -120,13 +135,36 @@ def problem_of(spec: InputSpec, device: torch.device) -> Problem:
     return Problem(*probes, spec, device, seed=SEED)
 
 
-def _steps(spec: InputSpec, n: int, device: torch.device) -> Iterator[tuple[str, Callable[[], Any]]]:
+def _steps(spec: InputSpec, n: int, device: torch.device) -> Iterator[tuple[str, Measure]]:
     """Four steps of the engine on uniform noise, and four of deep inversion, n images each."""
-    yield "step", lambda: _train(problem_of(spec, device), made("uniform"), n, 4)
-    inversion = made("deep_inversion", steps=4, batch=n)
-    problem = problem_of(spec, device)
+    yield "step", partial(_engine, spec, n, device)
+    yield "synthesis", partial(_inversion, spec, n, device)
+
+
+def _engine(spec: InputSpec, n: int, device: torch.device, repetitions: int, clock: Clock) -> list[float]:
+    """From one log point of one run to the next, so that nothing a run sets up is in it; the first is not counted."""
+    marks: list[float] = []
+
+    def mark() -> dict[str, float]:
+        marks.append(clock())  # the device has done all it was given: the engine has just read the loss
+        return {}
+
+    points = repetitions + 1
+    _train(problem_of(spec, device), made("uniform"), n, STEPS * points, mark, points)
+    return [max(after - before, 1e-9) for before, after in pairwise(marks)]
+
+
+def _inversion(spec: InputSpec, n: int, device: torch.device, repetitions: int, clock: Clock) -> list[float]:
+    inversion, problem = made("deep_inversion", steps=STEPS, batch=n), problem_of(spec, device)
     state = inversion.init(problem, SEED)
-    yield "synthesis", lambda: inversion.draw(state, problem, n)
+    return _repeated(lambda: inversion.draw(state, problem, n), device, repetitions, clock)
+
+
+def _repeated(step: Callable[[], Any], device: torch.device, repetitions: int, clock: Clock) -> list[float]:
+    """Seconds of a step, in blocks that are long enough for the clock; the first step is not counted."""
+    step()
+    times = enough(step, device, clock)
+    return [block(step, times, device, clock) / times for _ in range(repetitions)]
 
 
 def _bank_draw(rows: int, device: torch.device) -> Callable[[], Any]:
@@ -140,17 +178,46 @@ def _bank_draw(rows: int, device: torch.device) -> Callable[[], Any]:
     return lambda: pool.draw(state, problem, 64)
 
 
-def _short_runs(axis: str, size: int, device: torch.device) -> None:
-    """So many students of a comparison, one after the other: of other seeds, or of samplers of two kinds in turn."""
-    for place in range(size):
-        sampler = made("gaussian" if axis == "samplers" and place % 2 else "uniform")
-        _train(problem_of(InputSpec((1, 8, 8), 10), device), sampler, 32, 8, place if axis == "seeds" else SEED)
+def _compared(axis: str, size: int, device: torch.device, repetitions: int, clock: Clock) -> list[float]:
+    """Seconds of whole comparisons, folder and report included, by the wall clock; three at most, and one before.
+
+    One short run for each sampler and seed; two of both where workers grow.
+    """
+    del clock  # workers are other processes, whose time this process's own does not tell
+    counts = {"samplers": 1, "seeds": 1, "workers": 1} | ({"samplers": 2, "seeds": 2} if axis == "workers" else {})
+    counts[axis] = size
+    spec = InputSpec((1, 8, 8), 10)
+    teacher = problem_of(spec, device).teacher.module
+    times = []
+    for _ in range(min(repetitions, 3) + 1):
+        with TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            compare(
+                teacher,
+                "digits_cnn",
+                {f"{place}": made("gaussian" if place % 2 else "uniform") for place in range(counts["samplers"])},
+                spec=spec,
+                budget=Budget(batch=32, steps=SHORT),
+                seeds=range(counts["seeds"]),
+                evaluate=Evaluation(columns=("uniform",), rows=64, quality_rows=0),
+                device=device,
+                workers=counts["workers"],
+                out=folder,
+            )
+            times.append(time.perf_counter() - began)
+    return times[1:]
 
 
-def _train(problem: Problem, sampler: Sampler, n: int, steps: int, seed: int = SEED) -> Problem:
-    objective = combine({"kl": (1.0, KL(4.0))})
-    train(problem, sampler, objective, Budget(batch=n, steps=steps), Optimiser(), seed, log_points=1)
-    return problem
+def _train(
+    problem: Problem,
+    sampler: Sampler,
+    n: int,
+    steps: int,
+    monitor: Callable[[], dict[str, float]],
+    log_points: int,
+) -> None:
+    objective, budget = combine({"kl": (1.0, KL(4.0))}), Budget(batch=n, steps=steps)
+    completed(train(problem, sampler, objective, budget, Optimiser(), SEED, monitor=monitor, log_points=log_points))
 
 
 def made(name: str, **options: Any) -> Sampler:
@@ -166,7 +233,7 @@ def memory(steps: int = 400, device: str = "cpu", only: Sequence[str] | None = N
 
     grows: bytes a step, the slope of the straight line through them; a bank that grows by design is bounded here.
     """
-    where = torch.device(device)
+    where = as_device(device)
     for name in only or MEMORY:
         sampler = _bounded(name)
         points: list[tuple[int, int]] = []
@@ -177,9 +244,7 @@ def memory(steps: int = 400, device: str = "cpu", only: Sequence[str] | None = N
             points.append((taken[0] * max(1, steps // 40), resident(where)))
             return {}
 
-        objective = combine({"kl": (1.0, KL(4.0))})
-        budget = Budget(batch=32, steps=steps)
-        train(problem, sampler, objective, budget, Optimiser(), SEED, monitor=look, log_points=min(40, steps))
+        _train(problem, sampler, 32, steps, look, min(40, steps))
         late = points[len(points) // 2 :]
         yield {"sampler": name, "steps": steps, "bytes": late[-1][1], "grows": round(slope(late), 1)}
 
@@ -205,23 +270,27 @@ def _bounded(name: str) -> Sampler:
     return made("adversarial", base=made("uniform"), steps=1)
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)  # sync
-
-
 # -- said ----------------------------------------------------------------------------------------------------------
 
 
 def as_json(point: Point) -> str:
-    line = {"axis": point.axis, "cost": point.kind, "size": point.size, "seconds": float(f"{point.seconds:.6g}")}
     exponent = None if point.exponent is None else round(point.exponent, 3)
-    return json.dumps({**line, "repetitions": point.repetitions, "exponent": exponent})
+    line: dict[str, Any] = {
+        "axis": point.axis,
+        "cost": point.kind,
+        "size": point.size,
+        "seconds": float(f"{point.seconds:.6g}"),
+        "repetitions": point.repetitions,
+        "exponent": exponent,
+        "peak_bytes": point.memory,
+    }
+    return json.dumps({**line, "clock": "wall"} if point.kind == "comparison" else line)
 
 
 def as_text(point: Point) -> str:
     exponent = "-" if point.exponent is None else f"{point.exponent:.2f}"
-    return f"{point.axis:10} {point.kind:10} {point.size:8}  {point.seconds:10.6f}  {exponent}"
+    memory = "-" if point.memory is None else f"{point.memory / 2**20:.1f}"
+    return f"{point.axis:10} {point.kind:10} {point.size:8}  {point.seconds:10.6f}  {memory:>7}  {exponent}"
 
 
 def chart(points: Sequence[Point], file: Path) -> None:

@@ -3,12 +3,14 @@
 no paper. One draw makes as many images as it gives: banks get a round at every draw, generators that learn beside the
 student take their steps at every draw. What a bank or a round shows more often than once is thus not in it. Searches
 whose published number of steps would take minutes have fewer here; `at published steps` is what that number makes of
-the measured one, by proportion alone.
+the measured one, by proportion alone. Quick samplers draw so often between two looks at the clock that a wait there
+does not weigh. Where a draw by hand is a few lines of plain torch, it is measured in turns with the sampler's.
 """
 
 import dataclasses
 import gc
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,11 +27,13 @@ from dfkd.naming import unknown
 from dfkd.problem import Probe, Problem, UnsupportedProblem
 from dfkd.registry import SAMPLERS, find
 from dfkd.rng import derive, initialised
-from dfkd.types import InputSpec
+from dfkd.types import InputSpec, as_device
 
+from .bare import Draw, bare_cutmix, bare_gaussian, bare_mixup, bare_pooled, bare_real, bare_spectrum, bare_uniform
 from .usage import peak
 
 __all__ = [
+    "BY_HAND",
     "ENTRIES",
     "HEAD",
     "SIZES",
@@ -37,13 +41,20 @@ __all__ = [
     "Made",
     "as_json",
     "as_text",
+    "block",
+    "by_hand",
     "chart",
+    "enough",
     "problem_of",
     "saved_generators",
     "throughput",
 ]
 
 SEED = 0
+BLOCK = 0.02
+"""Seconds that lie between two looks at the clock, at least."""
+LONG = 1.0
+"""Seconds from which on a first draw is taken for no slower than the others."""
 Clock = Callable[[], float]
 
 
@@ -126,6 +137,9 @@ ENTRIES: dict[str, Entry] = {
 }
 """Every sampler of the table but those that read images of another domain, which nothing here has."""
 
+BY_HAND = ("uniform", "gaussian", "spectrum", "real", "mixup", "cutmix", "pooled")
+"""What has a draw in plain torch beside it, of the same images."""
+
 ALL_STEPS = ("diffusion, 20 steps of dpm_solver", "diffusion, 1000 steps of ddpm")
 """What is compared by its number of steps has all of them, however long that takes, where images are small."""
 
@@ -134,7 +148,8 @@ ALL_STEPS = ("diffusion, 20 steps of dpm_solver", "diffusion, 1000 steps of ddpm
 class Made:
     """per_second: images, median over repetitions, and its extremes. memory: the most bytes that the sampler needed
     beyond what was there before it, None where it cannot be told. steps: of the search; published: as authors have it,
-    None where they have none. why: of what could not be measured; nothing else is said then."""
+    None where they have none. draws: between two looks at the clock. ratio: seconds over those of a draw by hand, the
+    median and the extremes; None where there is none. why: of what could not be measured; nothing else is said then."""
 
     size: str
     name: str
@@ -145,6 +160,8 @@ class Made:
     steps: int | None = None
     published: int | None = None
     repetitions: int = 0
+    draws: int = 1
+    ratio: tuple[float, float, float] | None = None
     why: str = ""
 
     @property
@@ -156,60 +173,134 @@ class Made:
 
 
 HEAD = (
-    f"{'images':8} {'sampler':36} {'batch':>5}  {'images / s':>10}  {'min to max':>21}  {'MiB':>7}  {'steps':>11}  "
-    "at published steps"
+    f"{'images':8} {'sampler':36} {'batch':>5}  {'images / s':>10}  {'min to max':>21}  "
+    f"{'ours / bare':>11}  {'MiB':>7}  {'steps':>11}  at published steps"
 )
 
 
 def throughput(
     repetitions: int = 5, clock: Clock = time.perf_counter, only: Sequence[str] | None = None, device: str = "cpu"
 ) -> Iterator[Made]:
-    """A row for each size and sampler as it is measured. ValueError for a name that is not in the table."""
+    """A row for each size and sampler as it is measured. ValueError for a name or a device that is not there."""
     for name in only or ():
         if name not in ENTRIES:
             raise unknown("sampler", name, list(ENTRIES))
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # here, as what is said of the machine before the first row says how many there are
+    return _rows(repetitions, clock, only or tuple(ENTRIES), as_device(device))
+
+
+def _rows(repetitions: int, clock: Clock, names: Sequence[str], device: torch.device) -> Iterator[Made]:
     with TemporaryDirectory() as folder:
         for size in SIZES:
-            problem = problem_of(size, torch.device(device))
+            problem = problem_of(size, device)
             saved: dict[str, str] = {}
-            for name in only or ENTRIES:
+            for name in names:
                 yield measured(size, name, problem, repetitions, clock, Path(folder) / size, saved)
 
 
 def measured(
     size: str, name: str, problem: Problem, repetitions: int, clock: Clock, folder: Path, saved: dict[str, str]
 ) -> Made:
-    """One row. saved: the files of saved generators by kind, made where they are first needed."""
+    """One row, whatever fails. saved: the files of saved generators by kind, made where they are first needed."""
     entry, about = ENTRIES[name], SIZES[size]
     steps = _steps(entry, name, about)
     row = Made(size, name, about.batch, steps=steps, published=entry.steps)
+    gc.collect()
+    if problem.device.type == "cuda":
+        torch.cuda.empty_cache()  # of what may have failed before for want of memory
     try:
         if entry.saved is not None and entry.saved[0] not in saved:
             saved[entry.saved[0]] = saved_generators(entry.saved[0], problem, folder)
-        sampler = _sampler(entry, about, steps, saved)
-        gc.collect()
-        with peak(problem.device) as held:
-            state = sampler.init(problem, derive(SEED, name))
-            times = []
-            for _ in range(repetitions + 1):  # the first is not counted
-                if entry.anew:
-                    state = sampler.init(problem, derive(SEED, name))
-                _wait(problem)
-                began = clock()
-                sampler.draw(state, problem, about.batch)
-                _wait(problem)
-                times.append(max(clock() - began, 1e-9))
+        return _timed(row, _sampler(entry, about, steps, saved), problem, repetitions, clock)
     except (UnsupportedProblem, ImportError, ValueError) as error:
-        return dataclasses.replace(row, why=" ".join(str(error).split())[:200])
-    rates = [about.batch / seconds for seconds in times[1:]]
+        return dataclasses.replace(row, why=_one_line(error))
+    except Exception as error:  # out of memory, say: other samplers may do with less
+        return dataclasses.replace(row, why=f"{type(error).__name__}: {_one_line(error)}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _timed(row: Made, sampler: Sampler, problem: Problem, repetitions: int, clock: Clock) -> Made:
+    """The row with its numbers: blocks of draws, in turns with as many by hand where there are such."""
+    anew, seed, device = ENTRIES[row.name].anew, derive(SEED, row.name), problem.device
+    if row.name in BY_HAND:
+        require_same(row.name, sampler, problem, row.batch)
+
+    def draw() -> None:
+        sampler.draw(state, problem, row.batch)
+
+    with peak(device) as held:
+        state = sampler.init(problem, seed)
+        draws = 1
+        if block(draw, 1, device, clock) < LONG and not anew:
+            draws = enough(draw, device, clock)
+    bare = by_hand(row.name, sampler, sampler.init(problem, seed), problem) if row.name in BY_HAND else None
+    if bare is not None:
+        block(lambda: bare(row.batch), draws, device, clock)
+    ours, theirs = list[float](), list[float]()
+    for _ in range(repetitions):
+        if anew:
+            state = sampler.init(problem, seed)
+        ours.append(block(draw, draws, device, clock))
+        if bare is not None:
+            theirs.append(block(lambda: bare(row.batch), draws, device, clock))
+    rates = [row.batch * draws / seconds for seconds in ours]
+    ratios = [a / b for a, b in zip(ours, theirs, strict=False)]
     return dataclasses.replace(
         row,
         per_second=median(rates),
         extremes=(min(rates), max(rates)),
         memory=held.bytes,
         repetitions=len(rates),
+        draws=draws,
+        ratio=(median(ratios), min(ratios), max(ratios)) if ratios else None,
     )
+
+
+def block(step: Callable[[], object], times: int, device: torch.device, clock: Clock) -> float:
+    """Seconds of so many steps, > 0, with one wait before and one after."""
+    _wait(device)
+    began = clock()
+    for _ in range(times):
+        step()
+    _wait(device)
+    return max(clock() - began, 1e-9)
+
+
+def enough(step: Callable[[], object], device: torch.device, clock: Clock) -> int:
+    """How many steps take BLOCK, found by taking more and more of them."""
+    times = 1
+    while (seconds := block(step, times, device, clock)) < BLOCK:
+        times = min(max(math.ceil(1.2 * times * BLOCK / seconds), 2 * times), 16 * times)
+    return times
+
+
+def by_hand(name: str, sampler: Any, state: Any, problem: Problem) -> Draw:
+    """Draws in plain torch that begin where the state does. name: of BY_HAND; the box is [0, 1]."""
+    shape, device = problem.spec.shape, problem.device
+    if name == "real":
+        return bare_real(state.images.x, state.seed)
+    if name in ("mixup", "cutmix"):
+        blend = bare_mixup if name == "mixup" else bare_cutmix
+        return blend(by_hand("real", sampler.base, state.base, problem), state.stream.seed, device)
+    if name == "pooled":
+        base = by_hand("uniform", sampler.base, state.base, problem)
+        return bare_pooled(base, shape, sampler.round, sampler.capacity, state.stream.seed, device)
+    plain = {"uniform": bare_uniform, "gaussian": bare_gaussian, "spectrum": bare_spectrum}
+    return plain[name](shape, state.stream.seed, device)
+
+
+def require_same(name: str, sampler: Sampler, problem: Problem, n: int, draws: int = 6) -> None:
+    """ValueError unless the draws by hand are those of the sampler, up to rounding."""
+    seed = derive(SEED, name)
+    state, bare = sampler.init(problem, seed), by_hand(name, sampler, sampler.init(problem, seed), problem)
+    for _ in range(draws):
+        ours, theirs = sampler.draw(state, problem, n).x, bare(n)[0]
+        gap = (ours - theirs).abs().max().item()  # sync
+        if not gap < 1e-4:
+            raise ValueError(f"{name}: expected the same images by hand, found some {gap:.2g} apart")
 
 
 def _steps(entry: Entry, name: str, size: Size) -> int | None:
@@ -226,7 +317,7 @@ def _sampler(entry: Entry, size: Size, steps: int | None, saved: Mapping[str, st
     if steps is not None:
         options["steps"] = steps
     if entry.sampler in ("pooled", "prioritised"):
-        options["round"] = size.batch
+        options |= {"round": size.batch, "capacity": 4 * size.batch}  # soon full: each draw costs what the last one did
     if entry.sampler == "pre_dfkd":
         options |= {"memory_new": size.batch // 2, "memory_old": size.batch // 4}
     if entry.sampler == "real":
@@ -282,9 +373,9 @@ def saved_generators(kind: str, problem: Problem, folder: Path, steps: int = 3) 
     return str(trainee.save(folder / kind, {**about, "trained_on": noise, "steps": steps, "seed": SEED}))
 
 
-def _wait(problem: Problem) -> None:
-    if problem.device.type == "cuda":
-        torch.cuda.synchronize(problem.device)  # sync
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # sync
 
 
 def as_json(made: Made) -> str:
@@ -293,9 +384,12 @@ def as_json(made: Made) -> str:
         return json.dumps({**line, "why": made.why})
     low, high = made.extremes
     line |= {"images_per_second": made.per_second, "images_per_second_min": low, "images_per_second_max": high}
+    if made.ratio is not None:
+        line |= dict(zip(("ratio", "ratio_min", "ratio_max"), made.ratio, strict=True))
     line |= {
         "peak_bytes": made.memory,
         "repetitions": made.repetitions,
+        "draws": made.draws,
         "steps": made.steps,
         "published_steps": made.published,
     }
@@ -310,8 +404,10 @@ def as_text(made: Made) -> str:
     steps = "-" if made.steps is None else f"{made.steps} of {made.published}"
     scaled = "-" if made.at_published is None else f"{made.at_published:.3g}"
     low, high = made.extremes
+    ratio = "-" if made.ratio is None else f"{made.ratio[0]:.3f}"
     memory = "-" if made.memory is None else f"{made.memory / 2**20:.1f}"
-    return f"{head}{made.per_second:10.4g}  {f'{low:.4g} to {high:.4g}':>21}  {memory:>7}  {steps:>11}  {scaled}"
+    rates = f"{made.per_second:10.4g}  {f'{low:.4g} to {high:.4g}':>21}"
+    return f"{head}{rates}  {ratio:>11}  {memory:>7}  {steps:>11}  {scaled}"
 
 
 def chart(rows: Sequence[Made], file: Path) -> None:

@@ -26,20 +26,23 @@ def resident(device: torch.device) -> int:
 
 @dataclass
 class Peak:
-    """bytes: the most that was held inside beyond what was held before; None where it cannot be told."""
+    """bytes: the most that was held inside beyond what was held before. total: the most that was held. None where it
+    cannot be told."""
 
     bytes: int | None = None
+    total: int | None = None
 
 
 @contextmanager
 def peak(device: torch.device) -> Iterator[Peak]:
-    """Inside, the high water mark is that of this block; it is set when the block ends."""
+    """Inside, the high water mark is that of this block; it is told when the block ends."""
     found = Peak()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         yield found
-        found.bytes = torch.cuda.max_memory_allocated(device) - before
+        found.total = torch.cuda.max_memory_allocated(device)
+        found.bytes = found.total - before
         return
     try:
         (PROCESS / "clear_refs").write_text("5", encoding="ascii")  # sets the mark to what is held now
@@ -48,7 +51,8 @@ def peak(device: torch.device) -> Iterator[Peak]:
         yield found
         return
     yield found
-    found.bytes = _mark() - before
+    found.total = _mark()
+    found.bytes = found.total - before
 
 
 def _mark() -> int:

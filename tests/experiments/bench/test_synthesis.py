@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from experiments.bench import synthesis
 from experiments.bench.bare import bare_synthesis
 from experiments.bench.goals import BARE, EXISTING, goal
 from experiments.bench.rows import HEAD, Row, as_json, as_text
+from experiments.bench.usage import resident
 
 
 class Ticks:
@@ -124,7 +126,7 @@ def test_goals_are_shares_of_existing_times_over_the_bare_loops() -> None:
 
 
 ROWS = [
-    Row("cmi", "synthesis", 1.2, (1.1, 1.3), (1.0, 1.4), 0.9, 0.75, 1.5, 9, goal("cmi", "synthesis")),
+    Row("cmi", "synthesis", 1.2, (1.1, 1.3), (1.0, 1.4), 0.9, 0.75, 1.5, 9, goal("cmi", "synthesis"), 7 * 2**20),
     Row("nayer", "student", 0.9, (0.85, 0.95), (0.8, 1.0), 0.27, 0.3, None, 9, None),
 ]
 
@@ -138,14 +140,27 @@ def test_prints_a_line_for_each_row(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     about, first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert {"commit", "processor", "versions", "threads"} <= set(about)
     assert (first["ratio"], first["ratio_to_frozen"], first["met"]) == (1.2, 1.5, "yes")
+    assert (first["covers"], first["process_peak_bytes"]) == (0.9609, 7 * 2**20)
     assert "met" not in second
     assert bench.main(["synthesis"]) == 0
     about_line, head, *lines = capsys.readouterr().out.splitlines()
     assert json.loads(about_line)["commit"]
     assert head == HEAD
     assert lines == [as_text(row) for row in ROWS]
-    assert re.search(r"cmi +synthesis +1\.200 .* 2\.77 +<= 1\.39 +yes +1\.500 \(no\)$", lines[0])
+    assert re.search(
+        r"cmi +synthesis +1\.200 +1\.100 to 1\.300 +96\.1 % +1\.000 to 1\.400 .* 2\.77 +<= 1\.39 +yes +1\.500 \(no\)$",
+        lines[0],
+    )
     assert json.loads(as_json(ROWS[1]))["pairs"] == 9
+
+
+@pytest.mark.usefixtures("small")
+def test_a_row_has_the_memory_of_its_process() -> None:
+    (row, _) = synthesis.synthesis(1, Ticks(), ["fast_dfkd"])
+    assert row.covers == 0.0  # one pair says nothing of how far others may lie
+    if Path("/proc/self/clear_refs").exists():
+        assert row.memory is not None
+        assert row.memory >= resident(torch.device("cpu")) // 2
 
 
 def test_names_the_nearest_sampler(capsys: pytest.CaptureFixture[str]) -> None:

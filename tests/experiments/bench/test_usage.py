@@ -26,6 +26,8 @@ def test_what_was_freed_counts() -> None:
     assert found.bytes is not None
     assert nothing.bytes < 8 * MIB
     assert 60 * MIB < found.bytes < 80 * MIB
+    assert found.total is not None
+    assert found.total >= before + 50 * MIB
     with peak(CPU) as after:
         torch.ones(8)
     assert after.bytes is not None
@@ -36,4 +38,4 @@ def test_where_it_cannot_be_told_there_is_none(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(usage, "PROCESS", tmp_path / "none")
     with peak(CPU) as found:
         torch.ones(8)
-    assert found.bytes is None
+    assert (found.bytes, found.total) == (None, None)
