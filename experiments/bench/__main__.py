@@ -23,7 +23,7 @@ USED: dict[str, set[str]] = {
     "synthesis": {"json", "blocks", "clock", "only"},
     "throughput": {"json", "blocks", "clock", "only", "device", "chart"},
     "scaling": {"json", "blocks", "clock", "only", "device", "chart", "most", "steps"},
-    "gpu": {"json", "device", "chart", "minutes", "data", "teacher", "out", "small"},
+    "gpu": {"json", "device", "chart", "minutes", "data", "teacher", "out", "small", "run_seconds"},
 }
 """The options of each bench; any other is refused, as it would not do what was asked for."""
 
@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--steps", type=int, default=400, help="scaling: steps over which memory is watched, 0 for none"
     )
     parser.add_argument("--minutes", type=float, default=25.0, help="gpu: ends before they have passed")
+    parser.add_argument("--run-seconds", type=float, help="gpu: of each run to an accuracy (90, or 2 with --small)")
     parser.add_argument("--data", help="gpu: an .npz of CIFAR-10")
     parser.add_argument("--teacher", type=Path, help="gpu: weights of resnet56")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu.jsonl"), help="gpu: lines of JSON, continued from")
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         blocks = BENCHES[options.name] if options.blocks is None else options.blocks
         if blocks < 1:
             raise ValueError(f"blocks: expected an integer >= 1, found {blocks}")
-        measures = {
+        measures: dict[str, Callable[[argparse.Namespace, int, Clock], int | None]] = {
             "overhead": _overhead,
             "synthesis": _synthesis,
             "throughput": _throughput,
@@ -72,14 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         clock = time.perf_counter if options.clock == "wall" else time.process_time
         with _stopping():
-            measures[options.name](options, blocks, clock)
+            return measures[options.name](options, blocks, clock) or 0
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return _INTERRUPTED
-    return 0
 
 
 def _check(options: argparse.Namespace, given: set[str]) -> None:
@@ -184,27 +184,52 @@ def _scaling(options: argparse.Namespace, blocks: int, clock: Clock) -> None:
             print(json.dumps(row), flush=True)
 
 
-def _gpu(options: argparse.Namespace, blocks: int, clock: Clock) -> None:
+def _gpu(options: argparse.Namespace, blocks: int, clock: Clock) -> int:
+    """1 where a part failed. Lines as they come, then a table of all that the file has of this device and size."""
     del blocks, clock  # each part has its own, and the budget is of the wall's
+    began = time.monotonic()
     from dfkd.types import as_device
 
-    from .curve import chart
-    from .gpu import Lent, parts
-    from .protocol import read, run
+    from . import curve, gpu
+    from .protocol import FAILED, read, run
     from .rows import about
+    from .served import SAVING, Served
 
-    if not options.minutes > 0:
-        raise ValueError(f"minutes: expected a number > 0, found {options.minutes}")
-    lent = Lent(
-        as_device(options.device or "cuda"),
-        options.out.parent / "teachers",
-        options.data,
-        options.teacher,
-        options.small,
-    )
-    run(parts(lent), 60.0 * options.minutes, options.out, about("wall"), show=lambda text: print(text, flush=True))
+    for name in ("minutes", "run_seconds"):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{name}: expected a number > 0, found {value}")
+    device, out = as_device(options.device or "cuda"), options.out
+    found = about("wall")
+    marks = gpu.where(device, options.small, found["commit"])
+    folder = out.with_name(f"{out.stem}.files")
+    seconds = options.run_seconds or (2.0 if options.small else 90.0)
+    lent = gpu.Lent(device, folder, options.data, options.teacher, options.small, seconds, gpu.stamp(marks)).resolved()
+    for missing in gpu.check(lent):
+        print(missing, file=sys.stderr)
+    ask = Served("experiments.bench.gpu:served", lent.as_plain(), out.with_name(f"{out.stem}.log"))
+    try:
+        added = run(
+            gpu.parts(lent),
+            60.0 * options.minutes - (time.monotonic() - began),
+            out,
+            found,
+            marks,
+            ask,
+            show=lambda text: print(text, flush=True),
+        )
+        ask.close()
+    finally:
+        ask.close(SAVING)
+    rows = curve.there(read(out), marks)
+    if not options.json:
+        print(curve.table(rows))
     if options.chart is not None:
-        chart(read(options.out), options.chart)
+        if curve.runs(rows):
+            curve.chart(rows, options.chart)
+        else:
+            print("chart: no accuracy was measured, so there is none to draw", file=sys.stderr)
+    return int(any(row.get("status") == FAILED for row in added))
 
 
 def _table(found: dict[str, float], covers: float) -> str:

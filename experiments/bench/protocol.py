@@ -1,37 +1,80 @@
 """Parts of a measurement in the order of what they tell, within a budget of minutes, written as they go.
 
-no paper. A file of JSON lines is all there is to continue from: a part that has ended well in it is not run again.
+no paper. A file of JSON lines is all there is to continue from: a part that has ended well in it, on the same device,
+at the same size, commit and settings, is not run again.
 """
 
 import json
-import signal
-import threading
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-__all__ = ["Part", "Row", "read", "run"]
+__all__ = ["FAILED", "Ask", "Measure", "Part", "Row", "Unfinished", "Write", "each", "here", "line", "read", "run"]
 
 Row = dict[str, Any]
+Write = Callable[[Row], None]
+Measure = Callable[[float, Write], None]
+
+FAILED = "failed"
+"""The `result` of a row that is an error, and the `status` of a part that has such rows."""
+
+
+class Unfinished(BaseException):
+    """A part ended before it was through with what it is to measure; it goes on when it is asked again.
+
+    Not an Exception, so that what makes a row of each error does not take it for one.
+    """
 
 
 @dataclass(frozen=True)
 class Part:
-    """name: unique. least: seconds below which it is not begun. measure: gives rows; told the seconds it may take.
+    """name: unique. least: seconds below which it is not begun. measure: told the seconds it may take, writes rows.
 
-    share: of the time that is left when it begins, how much it may take. cut: whether it is broken off then; every
-    other is at twice that, or where all time is up: what one step too long takes, those that wait do not get.
+    share: of the time that is left when it begins, how much it may take (at least `least`, at most `most` seconds).
+    group: parts of one, one after another, may share a process. settings: what a part is another part for.
     """
 
     name: str
     least: float
-    measure: Callable[[float], Iterator[Row]]
+    measure: Measure
     share: float = 1.0
-    cut: bool = False
+    most: float = math.inf
+    group: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def limit(self, left: float) -> float:
+        """Seconds it may take where so many are left."""
+        return min(left, max(self.least, self.share * left), self.most)
+
+
+Ask = Callable[[Part, float, Write], Row]
+"""Runs a part for at most so many seconds and hands on its rows; how it ended: `status`, and `error` in one line."""
+
+
+def each(rows: Callable[..., Iterator[Row]], *given: Any) -> Measure:
+    """What measures, of what gives rows one by one when it is told the seconds, after what else is given."""
+
+    @wraps(rows)
+    def measure(seconds: float, write: Write) -> None:
+        for row in rows(*given, seconds):
+            write(row)
+
+    return measure
+
+
+def here(part: Part, seconds: float, write: Write) -> Row:
+    """Asks a part in this process, where it is not broken off."""
+    try:
+        part.measure(seconds, write)
+    except Unfinished as why:
+        return {"status": "no time", "why": line(why, name=False)}
+    except Exception as error:  # whatever it is, the next part may work
+        return {"status": FAILED, "error": line(error)}
+    return {"status": "ok"}
 
 
 def run(
@@ -39,19 +82,22 @@ def run(
     seconds: float,
     out: Path,
     about: Mapping[str, Any],
+    where: Mapping[str, Any],
+    ask: Ask = here,
     clock: Callable[[], float] = time.monotonic,
     show: Callable[[str], None] = print,
 ) -> list[Row]:
     """Runs what `out` has not got yet, until `seconds` have passed; the rows that were added.
 
-    Each part ends with a row of its own: status `ok`, `failed` (with the error, in one line; the rest goes on) or `no
-    time`; those that are not ok are tried again when it is called again. A part is told what it may take, which is what
-    is left or its share of it, and is to look at its own clock; a signal breaks off what does not.
+    where: what every row is marked with (device, size, commit): what was done elsewhere is not done here. Each part
+    ends with a row of its own: status `ok`, `failed` (the rest goes on) or `no time`; those that are not ok are tried
+    again when it is called again.
     """
     began, added = clock(), list[Row]()
-    done = {row["part"] for row in read(out) if row.get("status") == "ok"}
+    done = {_key(row) for row in read(out) if row.get("status") == "ok"}
 
     def write(row: Row) -> None:
+        row = _finite({**row, **where})
         added.append(row)
         text = json.dumps(row, allow_nan=False, default=str)
         with out.open("a", encoding="utf-8") as file:
@@ -62,59 +108,66 @@ def run(
     _end_line(out)
     write({"part": "about", **about})
     for part in parts:
-        if part.name in done:
+        about_part = {"part": part.name, "settings": dict(part.settings)}
+        if _key({**about_part, **where}) in done:
             continue
         left = seconds - (clock() - began)
         if left < part.least:
-            write({"part": part.name, "status": "no time", "left": round(max(left, 0.0), 1), "least": part.least})
+            status = {"status": "no time", "left": round(max(left, 0.0), 1), "least": part.least}
+            write({**about_part, **status})
             continue
-        since, status = clock(), {"status": "ok"}
-        may = max(part.least, part.share * left)
-        try:
-            with _alarm(min(left, may if part.cut else 2.0 * may)):
-                for row in part.measure(may):
-                    write({"part": part.name, **row})
-        except OutOfTime:
-            status = {"status": "no time"}
-        except Exception as error:  # whatever it is, the next part may work
-            said = " ".join(str(error).split())[:300]
-            status = {"status": "failed", "error": f"{type(error).__name__}: {said}"}
-        write({"part": part.name, **status, "took": round(clock() - since, 1)})
+        since, failed = clock(), [0]
+
+        def note(row: Row, name: str = part.name, failed: list[int] = failed) -> None:
+            failed[0] += row.get("result") == FAILED
+            write({"part": name, **row})
+
+        status = ask(part, part.limit(left), note)
+        if failed[0] and status["status"] == "ok":
+            status = {"status": FAILED, "error": f"rows: {failed[0]} failed"}
+        write({**about_part, **status, "took": round(clock() - since, 1)})
     return added
 
 
-class OutOfTime(BaseException):
-    """Raised wherever a part happens to be; not an Exception, so that no part takes it for its own."""
+def _key(row: Mapping[str, Any]) -> str:
+    """What makes a part the same part."""
+    return json.dumps([row.get(key) for key in ("part", "on", "size", "commit", "settings")], sort_keys=True)
 
 
-@contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
-    """Inside, OutOfTime is raised after so many seconds. Only a main thread can be told, on systems that have it."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _finite(row: Row) -> Row:
+    """With None for numbers that JSON has not got, and a `result` that says so where there is no other."""
+    lost: list[str] = []
 
-    def ring(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        raise OutOfTime
+    def clean(value: Any, name: str) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            lost.append(f"{name}: {value}")
+            return None
+        if isinstance(value, Mapping):
+            return {key: clean(inner, f"{name}.{key}") for key, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [clean(inner, name) for inner in value]
+        return value
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, before)
+    cleaned = {key: clean(value, key) for key, value in row.items()}
+    return cleaned if not lost else {"result": "not finite", **cleaned, "not_finite": lost}
+
+
+def line(error: BaseException, name: bool = True) -> str:
+    """What it says, in one line."""
+    said = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {said}" if name else said
 
 
 def read(out: Path) -> list[Row]:
     """The rows of a file; a last line that was torn is none."""
     rows = []
-    for line in out.read_text(encoding="utf-8").splitlines() if out.exists() else []:
+    for text in out.read_text(encoding="utf-8").splitlines() if out.exists() else []:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(text)
         except json.JSONDecodeError:
             continue
+        if isinstance(row, dict):
+            rows.append(row)
     return rows
 
 

@@ -22,7 +22,8 @@ from dfkd.engine import Budget, Optimiser, train
 from dfkd.losses import KL, combine
 from dfkd.registry import LOSSES, find
 from experiments.bench import throughput
-from experiments.bench.gpu import OPTIONS, SKIP, Lent, _noise, problem_of
+from experiments.bench.gpu import OPTIONS, SKIP, Lent, problem_of
+from experiments.bench.lent import noise
 from experiments.bench.throughput import ENTRIES, SIZES
 
 ROOT = Path(__file__).parents[3]
@@ -116,7 +117,7 @@ def test_steps_with_a_loss(name: str, tmp_path: Path) -> None:
     problem = problem_of(lent, lent.device, "wrn-16-1", "wrn-16-1")
     objective = combine({"only": (1.0, find("loss", name, LOSSES)(**OPTIONS.get(name, {})))})
     budget = Budget(batch=8, steps=2)
-    assert waits(lambda: train(problem, _noise(lent, 8), objective, budget, Optimiser(), 0, log_points=1)) == set()
+    assert waits(lambda: train(problem, noise(lent, 8), objective, budget, Optimiser(), 0, log_points=1)) == set()
 
 
 @pytest.mark.parametrize(
