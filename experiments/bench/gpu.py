@@ -11,10 +11,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
+import dfkd
+import samplers
 from dfkd.runtime import describe
 
 from . import checks, speed
@@ -42,16 +45,16 @@ def parts(lent: Lent) -> list[Part]:
 
     eager = [name for name, switches in SWITCHES.items() if not switches.compiled]
     compiled = [name for name in SWITCHES if name not in eager]
-    quick, slow = (START, 2 * START) if lent.small else (2 * START, 6 * START)
+    quick, slow = (START, 4 * START) if lent.small else (2 * START, 6 * START)
     found = [
-        Part("no waits in a step", quick, each(checks.waits, lent, False), 0.06, group="checks"),
+        Part("no waits in a step", quick, each(checks.waits, lent, False), 0.05, group="checks"),
         Part("losses and an engine step, as on a CPU", quick, each(checks.losses, lent), 0.07, group="checks"),
-        Part("samplers on the device", quick, each(checks.samplers, lent), 0.07, group="checks"),
-        Part("a recorded step, as the plain one", quick, each(checks.recorded, lent), 0.05, group="checks"),
+        Part("samplers on the device", quick, each(checks.samplers, lent), 0.06, group="checks"),
+        Part("a recorded step, as the plain one", quick, each(checks.recorded, lent), 0.04, group="checks"),
         Part("other precisions, as float32", quick, each(checks.precisions, lent), 0.04, group="checks"),
-        Part("compiled students, as eager ones", slow, each(checks.compiled, lent), 0.12, group="compiled"),
-        Part("no waits in a compiled step", quick, each(checks.waits, lent, True), 0.06, group="compiled"),
-        Part("speed of the engine", slow, each(speed.engine, lent), 0.16),
+        Part("compiled students, as eager ones", slow, each(checks.compiled, lent), 0.15, group="compiled"),
+        Part("no waits in a compiled step", quick, each(checks.waits, lent, True), 0.05, group="compiled"),
+        Part("speed of the engine", slow, each(speed.engine, lent), 0.15),
     ]
     runs = _accuracies(lent)
     found += runs[:1]
@@ -98,15 +101,25 @@ def _accuracies(lent: Lent) -> list[Part]:
 def served(plain: Mapping[str, Any]) -> list[Part]:
     """The parts, in a process of their own; its device is the one that is meant where none is named."""
     lent = Lent.of(plain)
-    if lent.cuda:
-        torch.cuda.set_device(lent.device)
+    lent.make_current()
     return parts(lent)
 
 
 def where(device: torch.device, small: bool, commit: str) -> dict[str, str]:
-    """What rows are marked with."""
+    """What rows are marked with; where there is no commit to be told, it is what the files say."""
+    if commit == "unknown":
+        commit = _digest()
     on = torch.cuda.get_device_name(device) if device.type == "cuda" else describe()["processor"]
     return {"on": str(on), "size": "small" if small else "full", "commit": commit}
+
+
+def _digest() -> str:
+    """Of all Python files that a part may run."""
+    hasher = hashlib.blake2b(digest_size=4)
+    for folder in (Path(dfkd.__file__).parent, Path(samplers.__file__).parent, Path(__file__).parent):
+        for file in sorted(folder.rglob("*.py")):
+            hasher.update(file.read_bytes())
+    return f"files {hasher.hexdigest()}"
 
 
 def stamp(marks: Mapping[str, str]) -> str:

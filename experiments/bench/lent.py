@@ -53,6 +53,11 @@ class Lent:
     def cuda(self) -> bool:
         return self.device.type == "cuda"
 
+    def make_current(self) -> None:
+        """From here on the device is the one that is meant where none is named."""
+        if self.cuda:
+            torch.cuda.set_device(self.device.index or 0)  # torch refuses a device without a number
+
     def net(self, name: str) -> str:
         """The smallest of its kind, where sizes are tiny."""
         return ("resnet8" if name.startswith("resnet") else "wrn-10-1") if self.small else name

@@ -23,7 +23,7 @@ from .protocol import FAILED, Part, Row, Write, here
 __all__ = ["Served", "serve"]
 
 SAVING = 15.0
-"""Seconds before its limit at which a part is told to end, at most; a fifth of what it may take where that is less."""
+"""Seconds before its limit at which a part is told to end, at most; a tenth of what it may take where that is less."""
 
 
 class Served:
@@ -42,7 +42,7 @@ class Served:
     def __call__(self, part: Part, seconds: float, write: Write) -> Row:
         limit = time.monotonic() + seconds
         process = self._of(part.group)
-        status = self._asked(process, part.name, limit, min(SAVING, 0.2 * seconds), write)
+        status = self._asked(process, part.name, limit, min(SAVING, 0.1 * seconds), write)
         if status["status"] != "ok" or not part.group:
             self.close()
         return status

@@ -215,8 +215,7 @@ def work() -> None:
     """One process of those: warms up, says so, waits, and does its runs one after another."""
     given = json.loads(sys.stdin.readline())
     lent = Lent.of(given["lent"])
-    if lent.cuda:
-        torch.cuda.set_device(lent.device)
+    lent.make_current()
     run: Callable[[int], Any] = _run_of(lent)
     run(2 if lent.small else 20)
     print("ready", flush=True)

@@ -85,6 +85,24 @@ def test_marks_tell_devices_sizes_and_commits_apart() -> None:
     assert {marks["size"] for marks in found} == {"small", "full"}
 
 
+def test_without_a_commit_the_files_tell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = where(CPU, False, "unknown")["commit"]
+    assert found == where(CPU, True, "unknown")["commit"]
+    (tmp_path / "one.py").write_text("", encoding="utf-8")
+    monkeypatch.setattr(gpu, "__file__", str(tmp_path / "one.py"))
+    assert where(CPU, False, "unknown")["commit"] not in (found, "unknown")
+
+
+@pytest.mark.parametrize(("name", "number"), [("cuda", 0), ("cuda:1", 1)])
+def test_a_process_is_on_the_device_that_is_meant(
+    full: Lent, monkeypatch: pytest.MonkeyPatch, name: str, number: int
+) -> None:
+    set_to = list[Any]()
+    monkeypatch.setattr(torch.cuda, "set_device", set_to.append)
+    gpu.served(replace(full, device=torch.device(name)).as_plain())
+    assert set_to == [number]
+
+
 class Quick:
     """In place of processes: a few parts are asked here, the others are said to have ended well."""
 

@@ -50,7 +50,7 @@ def test_what_hangs_is_ended_with_what_it_began(served: Served) -> None:
     status = served(PARTS["hangs"], 4.0, rows.append)
     assert status == {"status": "no time", "why": "was broken off"}
     assert 3.5 < time.monotonic() - began < 9.0
-    assert rows[0]["told"] < 3.2  # less what it has to save, and what the start took
+    assert rows[0]["told"] < 3.6  # less what it has to save, and what the start took
     assert not alive(rows[0]["process"])
     for _ in range(50):
         if not alive(rows[0]["child"]):
