@@ -21,7 +21,7 @@ from dfkd.engine import Budget, Optimiser, Stop
 from dfkd.interfaces import Loss, Sampler, default_label
 from dfkd.losses import At, Objective, OfSources, combine
 from dfkd.naming import unknown
-from dfkd.plan import Evaluation, check_choices, check_plan
+from dfkd.plan import Evaluation, check_choices, check_plan, check_presets
 from dfkd.registry import GENERATORS, LOSSES, SAMPLERS, SCHEMES, find
 from dfkd.schemes.ensemble import check_rule
 from dfkd.schemes.from_teacher import FromTeacher
@@ -128,7 +128,9 @@ class CompareConfig:
     students are trained; null for all. student: a model and its options. objective: losses by name with `weight` and
     options; for any of them also sources: [0], the parts of a mixture on whose rows alone it counts, and members:
     [0, 1], the members of an ensemble that teach it, a term for each; under a name of your own, with `loss: kl`, a loss
-    may stand there several times. samplers: names, or {name: {option: value}}, each with a `label` if need be.
+    may stand there several times. samplers: names, or {name: {option: value}}, each with a `label` if need be; where
+    one is published for several data sets, `variant` names the settings that the options are laid over, as in
+    {dafl: {variant: cifar10}}.
     precision: `float32`, `tf32` or `bfloat16`; null is bfloat16 on a GPU, else float32. compile: models and
     objective through torch.compile, for long runs on a GPU: minutes to begin with, then quicker steps. student_train:
     `train` or `fixed`; student_score: `eval`, `batch` or `recalibrated` BatchNorm. preset: whether recipes that say how
@@ -199,6 +201,8 @@ class DistillConfig:
             self.stop.span(self.optimiser)  # a rate that cannot be held is found now
             if self.samplers:
                 raise ValueError("stop: expected one sampler with it, as several are compared at equal budgets")
+        if self.preset:
+            check_presets({self.sampler.name: self.sampler} if self.sampler is not None else self.samplers)
 
 
 @dataclass(frozen=True)
@@ -403,18 +407,28 @@ def _over_default(option: "dataclasses.Field[Any]", value: Any) -> Any:
 
 
 def sampler(spec: Any, where: str = "sampler") -> tuple[str | None, Sampler]:
-    """(label or None, sampler) from `name` or `{name: {option: value, label: text}}`."""
+    """(label or None, sampler) from `name` or `{name: {option: value, label: text, variant: name}}`."""
     name, options = _named(spec, where)
     label = options.pop("label", None)
     if label is not None and not isinstance(label, str):
         raise ValueError(f"{where}.{name}.label: expected text, found {label!r}")
-    if ":" not in name:
-        return label, parse(find(where, name, SAMPLERS), options, f"{where}.{name}")
-    made = parse(_user_class(name, where), options, f"{where}.{name}")
+    cls, at = find(where, name, SAMPLERS) if ":" not in name else _user_class(name, where), f"{where}.{name}"
+    made = parse(cls, _over_variant(cls, options, at), at)
     if not isinstance(made, Sampler):
         missing = [part for part in _SAMPLER if not hasattr(made, part)]
         raise ValueError(f"{where}: {name} is not a sampler; it has no {', '.join(missing)}")
     return label, made
+
+
+def _over_variant(cls: type[Any], options: dict[str, Any], where: str) -> dict[str, Any]:
+    """Options laid over those of the variant that they name, where the class has any."""
+    known = getattr(cls, "variants", ())
+    if not known or "variant" not in options:
+        return options
+    variant = options["variant"]
+    if variant not in known:
+        raise unknown(f"{where}.variant", str(variant), known)
+    return _fields(getattr(cls, variant)()) | {name: value for name, value in options.items() if name != "variant"}
 
 
 _SAMPLER = ("name", "data_free", "needs", "uses_student", "init", "draw", "observe")

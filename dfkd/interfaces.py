@@ -70,7 +70,9 @@ class Preset:
 
     objective: weights and losses, as for dfkd.losses.combine. optimiser: the fields of dfkd.schedule.Optimiser that
     differ from its defaults. batch: rows per step. steps: student updates, None where none are published. per_class:
-    whether the weights are of losses averaged over the classes, where ours are sums over them.
+    whether the weights are of losses averaged over the classes, where ours are sums over them. made: images in a step
+    of the sampler's generator as it is set, where the authors have one number for both; None elsewhere. without: what
+    else they train the student with, which is not in it.
     """
 
     objective: Mapping[str, "tuple[float, Loss]"]
@@ -78,6 +80,8 @@ class Preset:
     batch: int
     steps: int | None
     per_class: bool = False
+    made: int | None = None
+    without: str = ""
 
     def terms(self, num_classes: int) -> "dict[str, tuple[float, Loss]]":
         """The objective for so many classes, as dfkd.losses.combine takes it."""
@@ -87,10 +91,11 @@ class Preset:
 
 @runtime_checkable
 class HasPreset(Protocol):
-    """A recipe that says how its student is trained where the user does not."""
+    """A recipe that says how its student is trained where the user does not; None where its settings are of a form of
+    it whose authors do not say."""
 
     @property
-    def preset(self) -> Preset: ...
+    def preset(self) -> Preset | None: ...
 
 
 @runtime_checkable

@@ -1,6 +1,7 @@
 """What a comparison is asked to do: its settings, what is scored, and where each run of it is kept."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -36,6 +37,7 @@ __all__ = [
     "bank_file",
     "check_choices",
     "check_plan",
+    "check_presets",
     "read_record",
     "reference_of",
     "run_folder",
@@ -158,6 +160,23 @@ def as_published(
     return terms, Optimiser(**preset.optimiser), replace(budget, batch=preset.batch)
 
 
+def check_presets(samplers: Mapping[str, Sampler]) -> None:
+    """A warning of what a recipe's own training, where it is asked for, is without, and of a batch that is not its."""
+    for label, sampler in samplers.items():
+        preset = preset_of(sampler)
+        if preset is None:
+            continue
+        if preset.made not in (None, preset.batch):
+            warnings.warn(
+                f"{label}: batch {preset.made} of the generator and the preset's {preset.batch} of the student "
+                "disagree, where the authors have one number for both; "
+                f"say batch: {preset.batch}, or train without preset",
+                stacklevel=2,
+            )
+        if preset.without:
+            warnings.warn(f"{label}: its preset leaves out {preset.without}", stacklevel=2)
+
+
 def check_choices(settings: Any) -> None:
     """ValueError where a setting that has few legal values has another."""
     for name, legal in _CHOICES.items():
@@ -171,6 +190,8 @@ def check_plan(settings: Any) -> None:
     check_choices(settings)
     if not settings.samplers:
         raise ValueError("samplers: expected at least one, found none")
+    if settings.preset:
+        check_presets(settings.samplers)
     for label in settings.samplers:
         if len(label.encode()) > 100:
             short = label[:20]

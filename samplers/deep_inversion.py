@@ -112,14 +112,7 @@ class DeepInversion:
     name: ClassVar[str] = "deep_inversion"
     data_free: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("input_grad", "batchnorm")
-    preset: ClassVar[Preset] = Preset(
-        # CIFAR-10; momentum and weight decay are not said and are ours. Beside the student's steps the authors made a
-        # batch of images every 50 or 100 of them and kept all: `pooled`
-        objective={"kl": (1.0, KL(temperature=3.0))},
-        optimiser={"learning_rate": 0.1, "schedule": "steps", "milestones": (0.4, 0.8)},
-        batch=256,
-        steps=48_750,
-    )
+    variants: ClassVar[tuple[str, ...]] = ("cifar10", "imagenet")
 
     def __post_init__(self) -> None:
         whole_at_least(self, 1, "steps", "batch")
@@ -146,6 +139,16 @@ class DeepInversion:
         """As published for ImageNet; the weights are for a ResNet-50."""
         weights: dict[str, Any] = {"batchnorm": 0.01, "first_layer": 10.0, "total_variation": 4.9e-3, "l2": 4e-5}
         return cls(steps=20_000, batch=152, roll=0.134, flip=True, **weights, **PUBLISHED)
+
+    @property
+    def preset(self) -> Preset | None:
+        """CIFAR-10's; momentum and weight decay are not said and are ours. Beside the student's steps the authors made
+        a batch of images every 50 or 100 of them and kept all: `pooled`. Where the first layer counts more, as for
+        ImageNet, there is none: its training is not public."""
+        if self.first_layer > 1.0:
+            return None
+        optimiser = {"learning_rate": 0.1, "schedule": "steps", "milestones": (0.4, 0.8)}
+        return Preset({"kl": (1.0, KL(temperature=3.0))}, optimiser, batch=256, steps=48_750)
 
     @property
     def uses_student(self) -> bool:

@@ -6,7 +6,7 @@ before the student's, not after them; the form for segmentation is left out.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor
 
@@ -21,11 +21,14 @@ from .state import State
 
 Kind = Literal["trunk", "dcgan"]
 
+MNIST_LATENT = 100
+"""Longer ones are published for CIFAR."""
+
 
 @dataclass(frozen=True)
 class DFAD:
-    """Nothing but the disagreement, so nothing bounds the generator. Defaults as published for MNIST; for CIFAR see
-    `cifar`.
+    """Nothing but the disagreement, so nothing bounds the generator. Defaults as published for MNIST; for CIFAR see the
+    variant `cifar`, which a latent longer than MNIST's tells from it where the student's preset is asked for.
 
     latent: length of the generator's input, >= 1 (CIFAR: 256). network: `trunk`, or `dcgan`, published for images of
     128 pixels. mean: of the trunk's images before they are clipped, 0 to 1, and std: their deviation, > 0, both in
@@ -36,7 +39,7 @@ class DFAD:
     generator step to the next, >= 1. labelling: the teacher's BatchNorm mode for the images, `eval` or `batch`.
     """
 
-    latent: int = 100
+    latent: int = MNIST_LATENT
     network: Kind = "trunk"
     mean: float = 0.5
     std: float = 0.25
@@ -49,14 +52,7 @@ class DFAD:
     name: ClassVar[str] = "dfad"
     data_free: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("input_grad",)
-    preset: ClassVar[Preset] = Preset(
-        # MNIST, the authors' code: 40 epochs of 50 rounds
-        objective={"logit_l1": (1.0, LogitL1())},
-        optimiser={"learning_rate": 0.01, "weight_decay": 1e-4, "schedule": "constant"},
-        batch=512,
-        steps=10_000,
-        per_class=True,
-    )
+    variants: ClassVar[tuple[str, ...]] = ("cifar",)
 
     def __post_init__(self) -> None:
         whole_at_least(self, 1, "latent", "student_steps")
@@ -72,9 +68,19 @@ class DFAD:
 
     @classmethod
     def cifar(cls) -> "DFAD":
-        """As published for CIFAR; its student: SGD 0.1, weight decay 5e-4, batch 256, the same milestones of 125 000
-        steps."""
+        """As published for CIFAR."""
         return cls(latent=256, rate="steps", milestones=(0.2, 0.4), batch=256)
+
+    @property
+    def preset(self) -> Preset:
+        """The authors' code: 50 rounds an epoch, 40 epochs for MNIST, 500 for CIFAR."""
+        objective = {"logit_l1": (1.0, LogitL1())}
+        if self.latent > MNIST_LATENT:
+            optimiser: dict[str, Any] = {"learning_rate": 0.1, "schedule": "steps", "milestones": (0.2, 0.4)}
+            optimiser |= {"weight_decay": 5e-4}
+            return Preset(objective, optimiser, batch=256, steps=125_000, per_class=True, made=self.batch)
+        optimiser = {"learning_rate": 0.01, "weight_decay": 1e-4, "schedule": "constant"}
+        return Preset(objective, optimiser, batch=512, steps=10_000, per_class=True, made=self.batch)
 
     @property
     def uses_student(self) -> bool:

@@ -2,7 +2,7 @@
 
 Yu, Chen, Han, Jiang: Data-Free Knowledge Distillation via Feature Exchange and Activation Region Constraint. 2023.
 doi:10.1109/CVPR52729.2023.02324. Changed: no constraint on activation regions (class maps and Grad-CAM maps of the
-student), which is a loss on features and belongs to an objective; maps are kept in half precision; a teacher's size
+student), which is a loss on features, neither here nor in the preset; maps are kept in half precision; a teacher's size
 may be any that the trunk makes; torch's initialisation of convolutions for theirs, which differs in scale alone.
 """
 
@@ -77,6 +77,7 @@ class SpaceshipNet:
         batch=256,
         steps=400_000,
         per_class=True,
+        without="the constraint on activation regions, for which there is no loss here",
     )
 
     def __post_init__(self) -> None:

@@ -102,6 +102,7 @@ def test_distil_stops_by_its_own_signal(
     assert (card["stopped_by_own_signal"], card["signal_flat_at_step"]) == (False, None)
 
 
+@pytest.mark.filterwarnings("ignore:zskt. (batch 4 of|its preset leaves out)")
 def test_distil_trains_as_the_recipe_says_with_a_preset(
     run: Command, tmp_path: Path, teachers: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("folder")
+@pytest.mark.filterwarnings("ignore:.*its preset leaves out")
 @pytest.mark.parametrize("name", studies())
 def test_every_size_is_a_comparison(name: str) -> None:
     """All settings are known and all samplers can be built, those that read files too."""
