@@ -97,6 +97,8 @@ def scaling(
 
 
 def _points(repetitions: int, clock: Clock, axes: Sequence[str], most: float, device: torch.device) -> Iterator[Point]:
+    for first in (_engine, _inversion):  # what torch loads at its first step is no size's memory
+        first(InputSpec((1, 8, 8), 10), 8, device, 1, time.perf_counter)
     for axis in axes:
         last: dict[str, Point] = {}
         for size in (size for size in AXES[axis] if size <= most):

@@ -225,8 +225,6 @@ def _one_line(error: Exception) -> str:
 def _timed(row: Made, sampler: Sampler, problem: Problem, repetitions: int, clock: Clock) -> Made:
     """The row with its numbers: blocks of draws, in turns with as many by hand where there are such."""
     anew, seed, device = ENTRIES[row.name].anew, derive(SEED, row.name), problem.device
-    if row.name in BY_HAND:
-        require_same(row.name, sampler, problem, row.batch)
 
     def draw() -> None:
         sampler.draw(state, problem, row.batch)
@@ -236,8 +234,10 @@ def _timed(row: Made, sampler: Sampler, problem: Problem, repetitions: int, cloc
         draws = 1
         if block(draw, 1, device, clock) < LONG and not anew:
             draws = enough(draw, device, clock)
-    bare = by_hand(row.name, sampler, sampler.init(problem, seed), problem) if row.name in BY_HAND else None
-    if bare is not None:
+    bare = None
+    if row.name in BY_HAND:
+        require_same(row.name, sampler, problem, row.batch)
+        bare = by_hand(row.name, sampler, sampler.init(problem, seed), problem)
         block(lambda: bare(row.batch), draws, device, clock)
     ours, theirs = list[float](), list[float]()
     for _ in range(repetitions):

@@ -34,6 +34,18 @@ def test_what_was_freed_counts() -> None:
     assert after.bytes < 8 * MIB  # the mark of the block before is forgotten
 
 
+@needs_proc
+def test_what_was_kept_for_later_counts() -> None:
+    """Blocks too small to be given back one by one, freed before."""
+    kept = [torch.ones(MIB // 64) for _ in range(64 * 16)]
+    kept.clear()
+    with peak(CPU) as found:
+        kept = [torch.ones(MIB // 64) for _ in range(64 * 16)]
+    assert found.bytes is not None
+    assert found.bytes > 55 * MIB
+    del kept
+
+
 def test_where_it_cannot_be_told_there_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(usage, "PROCESS", tmp_path / "none")
     with peak(CPU) as found:
