@@ -13,14 +13,28 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FAILED", "Ask", "Measure", "Part", "Row", "Unfinished", "Write", "each", "here", "line", "read", "run"]
+__all__ = [
+    "FAILED",
+    "NO_TIME",
+    "Ask",
+    "Measure",
+    "Part",
+    "Row",
+    "Unfinished",
+    "Write",
+    "each",
+    "here",
+    "line",
+    "read",
+    "run",
+]
 
 Row = dict[str, Any]
 Write = Callable[[Row], None]
 Measure = Callable[[float, Write], None]
 
-FAILED = "failed"
-"""The `result` of a row that is an error, and the `status` of a part that has such rows."""
+FAILED, NO_TIME = "failed", "no time"
+"""The `result` of a row that is an error or was left for another time, and the `status` of a part with such rows."""
 
 
 class Unfinished(BaseException):
@@ -71,7 +85,7 @@ def here(part: Part, seconds: float, write: Write) -> Row:
     try:
         part.measure(seconds, write)
     except Unfinished as why:
-        return {"status": "no time", "why": line(why, name=False)}
+        return {"status": NO_TIME, "why": line(why, name=False)}
     except Exception as error:  # whatever it is, the next part may work
         return {"status": FAILED, "error": line(error)}
     return {"status": "ok"}
@@ -113,18 +127,20 @@ def run(
             continue
         left = seconds - (clock() - began)
         if left < part.least:
-            status = {"status": "no time", "left": round(max(left, 0.0), 1), "least": part.least}
+            status = {"status": NO_TIME, "left": round(max(left, 0.0), 1), "least": part.least}
             write({**about_part, **status})
             continue
-        since, failed = clock(), [0]
+        since, results = clock(), list[Any]()
 
-        def note(row: Row, name: str = part.name, failed: list[int] = failed) -> None:
-            failed[0] += row.get("result") == FAILED
+        def note(row: Row, name: str = part.name, results: list[Any] = results) -> None:
+            results.append(row.get("result"))
             write({"part": name, **row})
 
         status = ask(part, part.limit(left), note)
-        if failed[0] and status["status"] == "ok":
-            status = {"status": FAILED, "error": f"rows: {failed[0]} failed"}
+        if status["status"] == "ok" and FAILED in results:
+            status = {"status": FAILED, "error": f"rows: {results.count(FAILED)} failed"}
+        elif status["status"] == "ok" and NO_TIME in results:
+            status = {"status": NO_TIME, "why": f"rows: {results.count(NO_TIME)} left"}
         write({**about_part, **status, "took": round(clock() - since, 1)})
     return added
 

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from .protocol import FAILED, Part, Row, Write, here
+from .protocol import FAILED, NO_TIME, Part, Row, Write, here
 
 __all__ = ["Served", "serve"]
 
@@ -100,7 +100,7 @@ class Served:
         while True:
             now = time.monotonic()
             if now >= limit:
-                return {"status": "no time", "why": "was broken off"}
+                return {"status": NO_TIME, "why": "was broken off"}
             if not told and now >= limit - saving:
                 told = True
                 with suppress(ProcessLookupError):
@@ -111,7 +111,7 @@ class Served:
                 continue
             if text is None:
                 if told:
-                    return {"status": "no time", "why": "was told to end"}
+                    return {"status": NO_TIME, "why": "was told to end"}
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(5.0)
                 return {"status": FAILED, "error": f"process: ended with {process.returncode}; {self._last_words()}"}

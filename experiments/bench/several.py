@@ -26,7 +26,7 @@ from dfkd.runtime import tf32
 
 from .checks import TOLERANCES, apart, failure, left_out, state_of
 from .lent import SEED, Lent, noise, problem_of, trained
-from .protocol import Row
+from .protocol import NO_TIME, Row
 from .steps import TEMPERATURE, recorded, seconds_of, sgd, take
 
 __all__ = ["Together", "shared", "stacked", "work"]
@@ -132,7 +132,7 @@ def stacked(lent: Lent, seconds: float) -> Iterator[Row]:
             yield row | left_out("needs a GPU")
             continue
         if time.monotonic() > until:
-            yield row | {"result": "no time", "why": "no time left"}
+            yield row | {"result": NO_TIME}
             continue
         try:
             with tf32(False):
@@ -162,7 +162,7 @@ def shared(lent: Lent, seconds: float) -> Iterator[Row]:
     for processes in (1, 2, 4):
         row: Row = {"processes": processes, "runs": RUNS, "steps_each": steps, "of": PAIR[1], "batch": lent.batch}
         if time.monotonic() > until:
-            yield row | {"result": "no time", "why": "no time left"}
+            yield row | {"result": NO_TIME}
             continue
         try:
             took = _side_by_side(lent, processes, steps)

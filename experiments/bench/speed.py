@@ -22,7 +22,7 @@ from dfkd.runtime import tf32
 
 from .checks import failure, left_out
 from .lent import LAUNCH_BOUND, SEED, Lent, noise, problem_of, trained
-from .protocol import Row
+from .protocol import NO_TIME, Row
 from .steps import SWITCHES, Stepper, Switches, precision_of, seconds_of, stepper, take
 
 __all__ = ["engine", "limit_of", "limits", "rates", "steps", "work_of"]
@@ -51,7 +51,7 @@ def steps(lent: Lent, teacher: str, student: str, names: list[str], seconds: flo
         if why := switches.possible(lent.device):
             yield row | left_out(why)
         elif time.monotonic() > until:
-            yield row | {"result": "no time", "why": "no time left"}
+            yield row | {"result": NO_TIME}
         else:
             try:
                 least = limit_of(lent, teacher, student, precision_of(switches))
@@ -107,7 +107,7 @@ def engine(lent: Lent, seconds: float) -> Iterator[Row]:
             for compile in (False, True):
                 row: Row = {"student": student, "precision": precision, "compile": compile}
                 if time.monotonic() > until:
-                    yield row | {"result": "no time", "why": "no time left"}
+                    yield row | {"result": NO_TIME}
                     continue
                 try:
                     least = limit_of(lent, teacher, student, precision)
@@ -117,7 +117,7 @@ def engine(lent: Lent, seconds: float) -> Iterator[Row]:
 
 
 def _engine(lent: Lent, teacher: str, student: str, precision: str, compile: bool) -> Row:
-    length = 2 if lent.small else 20
+    length = 2 if lent.small else 10
     sampler = find("sampler", "uniform", SAMPLERS)()
     problem = problem_of(lent, lent.device, teacher, student, precision)
     x = noise(lent, lent.batch).x.to(lent.device)

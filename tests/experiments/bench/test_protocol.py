@@ -113,8 +113,9 @@ def test_a_row_that_failed_and_a_run_that_is_to_go_on_are_not_done(tmp_path: Pat
     out = tmp_path / "rows.jsonl"
     found = [{"result": "failed", "why": "no"}, {"result": "close"}]
     rows = [Part("a", 0.0, each(lambda seconds: iter(found)))]
-    run([*rows, Part("b", 0.0, unfinished)], 9.0, out, {}, MARKS, show=silent)
-    assert ends(out) == [("a", "failed"), ("b", "no time")]
+    cut = Part("c", 0.0, each(lambda seconds: iter([{"result": "no time"}, {"result": "close"}])))
+    run([*rows, Part("b", 0.0, unfinished), cut], 9.0, out, {}, MARKS, show=silent)
+    assert ends(out) == [("a", "failed"), ("b", "no time"), ("c", "no time")]
     assert [row["error"] for row in lines(out) if "error" in row] == ["rows: 1 failed"]
 
 
