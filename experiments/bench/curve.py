@@ -112,7 +112,7 @@ def table(rows: Rows) -> str:
         tries.setdefault(part, []).append(row)
         if "status" in row:
             ended.add(part)
-    lines = [f"{'':44} {'seconds':>9} {'to plain':>8} {'to limit':>8}"]
+    lines = [f"{'':48} {'seconds':>9} {'to plain':>8} {'to limit':>8}"]
     for part, own in tries.items():
         last = own[-1] if "status" in own[-1] else {"status": "was broken off"}
         took = f"{last['took']:.0f} s" if "took" in last else ""
@@ -156,7 +156,7 @@ def _text(row: Mapping[str, Any]) -> str:
     if beside is None and row.get("engine_to_plain"):
         beside = 1.0 / row["engine_to_plain"]
     numbers = [_number(row.get("seconds"), 9, 5), _number(beside, 8, 2), _number(row.get("to_limit"), 8, 1)]
-    return f"  {name:42} {' '.join(numbers)}  {said}".rstrip()
+    return f"  {name:46} {' '.join(numbers)}  {said}".rstrip()
 
 
 def _names(row: Mapping[str, Any], key: str) -> bool:

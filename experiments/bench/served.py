@@ -152,8 +152,9 @@ def serve() -> None:
     threading.Thread(target=_attend, args=(lines, busy), daemon=True).start()
 
     def say(what: Row) -> None:
-        answers.write(json.dumps(what, default=str) + "\n")
-        answers.flush()
+        with suppress(OSError):  # who asked may be gone; what runs is to save all the same
+            answers.write(json.dumps(what, default=str) + "\n")
+            answers.flush()
 
     text = lines.get()
     if text is None:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from experiments.bench.protocol import Part, Write
@@ -45,6 +47,19 @@ def saves(seconds: float, write: Write) -> None:
     write({"saved": True})
 
 
+def keeps(seconds: float, write: Write, file: Path) -> None:
+    """Says row after row until it is told to end, and then has something to save."""
+    del seconds
+    heard = []
+    signal.signal(signal.SIGTERM, lambda *_: heard.append(True))
+    while not heard:
+        write({"process": os.getpid()})
+        time.sleep(0.05)
+    time.sleep(0.5)
+    write({"saved": True})
+    file.touch()
+
+
 def fails(seconds: float, write: Write) -> None:
     del seconds
     write({"value": 1})
@@ -52,5 +67,6 @@ def fails(seconds: float, write: Write) -> None:
 
 
 def made(given: Mapping[str, Any]) -> list[Part]:
-    del given
-    return [Part(one.__name__, 0.1, one) for one in (good, dies, hangs, saves, fails)]
+    kept = partial(keeps, file=Path(given.get("file", "unnamed")))
+    found = [Part(one.__name__, 0.1, one) for one in (good, dies, hangs, saves, fails)]
+    return [*found, Part("keeps", 0.1, kept)]

@@ -1,6 +1,8 @@
 """Parts in processes of their own: what dies, hangs or fails there leaves the next one alone, and loses no row."""
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -80,6 +82,34 @@ def test_what_is_closed_with_patience_may_save(served: Served) -> None:
     served.close(10.0)
     assert time.monotonic() - began < 9.0
     assert not alive(rows[0]["process"])
+
+
+def test_a_run_saves_where_who_asked_was_killed(tmp_path: Path) -> None:
+    """Nobody reads its rows any more, which is no reason not to save."""
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from experiments.bench.served import Served\n"
+        "from tests.experiments.bench import odd_parts\n"
+        "folder = Path(sys.argv[1])\n"
+        "given = {'file': str(folder / 'saved')}\n"
+        "part = next(part for part in odd_parts.made(given) if part.name == 'keeps')\n"
+        "served = Served('tests.experiments.bench.odd_parts:made', given, folder / 'log')\n"
+        "served(part, 60.0, lambda row: print(row['process'], flush=True))\n"
+    )
+    asking = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, text=True
+    )
+    assert asking.stdout is not None
+    process = int(asking.stdout.readline())
+    asking.kill()
+    asking.communicate()
+    for _ in range(200):
+        if not alive(process):
+            break
+        time.sleep(0.05)
+    assert not alive(process)
+    assert (tmp_path / "saved").exists()
 
 
 def test_a_group_shares_a_process_until_one_does_not_end_well(served: Served) -> None:
