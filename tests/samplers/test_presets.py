@@ -58,7 +58,8 @@ def l1(weight: float) -> dict[str, Any]:
 
 
 PUBLISHED: dict[str, tuple[Sampler, dict[str, Any], Optimiser, int, int | None]] = {
-    # objective for ten classes (of which a mean is a tenth of our sum: METHODS 1.4), optimiser, batch, steps
+    # objective for ten classes (of which a mean is a tenth of our sum: METHODS 1.4), optimiser, batch, steps; then the
+    # section of METHODS that they are from
     "dafl": (DAFL(), kl(1), adam(2e-3, 0.0, "constant"), 512, 200 * 120),  # 3.1, MNIST
     "dafl cifar10": (DAFL.cifar10(), kl(1), sgd(0.1, 5e-4, "steps", 800 / 2000, 1600 / 2000), 1024, 2000 * 120),  # 3.1
     "dafl cifar100": (DAFL.cifar100(), kl(1), sgd(0.1, 5e-4, "steps", 0.4, 0.8), 1024, 2000 * 120),  # 3.1: "same"
