@@ -4,7 +4,8 @@ Yin, Molchanov, Alvarez, Li, Mallya, Hoiem, Jha, Kautz: Dreaming to Distill: Dat
 DeepInversion. 2020. arXiv:1912.08795. Changed: pixels of the box are the unit (their noise of one standard deviation is
 a quarter of it), the BatchNorm term is scaled to the teacher unless its weight is a number, classes are balanced in
 random order, the adaptive form uses the true Jensen-Shannon divergence, and the defaults are those of short searches at
-small sizes; for the published settings see the class.
+small sizes; for the published settings see the class. Terms of others are `gauss` (Choi et al. 2020, arXiv:2005.04136)
+and `smoothness` (Smith et al. 2021, arXiv:2106.09701), off unless asked for.
 """
 
 import math
@@ -74,9 +75,8 @@ class DeepInversion:
     >= 0; 0 never asks it. labelling: the teacher's BatchNorm mode for the images, `eval` or `batch`. betas: Adam's, in
     [0, 1). schedule: of its rate, `cosine` to 0 or `constant`. clip: whether pixels are clipped to the box at the start
     and after each step, or only when the search is over. gauss: weight of the KL, in nats, of the teacher's stored
-    statistics from those of the batch, as Gaussians (Choi et al. 2020, arXiv:2005.04136), >= 0; with it `batchnorm` may
-    be 0. smoothness: weight of the squared difference from a blur of the image (Smith et al. 2021, arXiv:2106.09701),
-    >= 0.
+    statistics from those of the batch, as Gaussians, >= 0; with it `batchnorm` may be 0. smoothness: weight of the
+    squared difference from a blur of the image, >= 0.
 
     Published are the settings of `cifar10` and `imagenet`; both have variation `l2`, betas (0.9, 0.999), a constant
     rate and no clip:

@@ -239,7 +239,7 @@ def embeddings_of(source: str, k: int, length: int) -> Tensor:
     if not bool(torch.isfinite(found).all()):  # sync
         raise ValueError(f"embeddings: expected finite numbers, found NaN or infinity in {source!r}")
     first: dict[tuple[float, ...], int] = {}
-    for row, values in enumerate(found.tolist()):
+    for row, values in enumerate(found.tolist()):  # sync
         other = first.setdefault(tuple(values), row)
         if other < row:
             raise ValueError(

@@ -313,8 +313,8 @@ FAULTS = (
     Fault(
         "the best images alias the live ones",
         "samplers/ingredients/descend.py",
-        "self.x = torch.where(better, x.detach(), self.x)",
-        "self.x = x.detach()",
+        "self._x = torch.where(better, x.detach(), self._x)",
+        "self._x = x.detach()",
         ("tests/samplers/test_deep_inversion.py", "tests/samplers/ingredients"),
     ),
     Fault(
