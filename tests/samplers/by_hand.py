@@ -4,14 +4,16 @@ Numbers are drawn from the streams that the recipes draw from, in their order; n
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dfkd.problem import Probe, Problem
+from dfkd.types import Batch
 
 Moments = list[tuple[Tensor, Tensor]]
 """The mean and the variance, (c,) each, of what each BatchNorm layer was given."""
@@ -154,3 +156,30 @@ def drawn(state: Any, n: int, pad: int) -> Tensor:
     pool, views = copy.deepcopy(state.base.stream).advance(), copy.deepcopy(state.stream).advance()
     places = torch.randperm(len(state.base.images), generator=pool)[:n]
     return mirrored(window(state.base.images[places].float() / 255.0, views, pad), views)
+
+
+# -- what is compared ----------------------------------------------------------------------------------------------
+
+
+def crops_of_its_bank(sampler: Any, problem: Problem) -> None:
+    """The draw that follows one of no other work is of the bank's rows, in windows of a border of 2, mirrored."""
+    state = sampler.init(problem, 1)
+    sampler.draw(state, problem, 4)
+    expected = drawn(state, 7, pad=2)
+    torch.testing.assert_close(sampler.draw(state, problem, 7).x, expected)
+
+
+def same_rounds(found: list[Batch], expected: list[Any], loss: float, pixels: float) -> None:
+    """expected: images, classes and loss of each. loss: relative. pixels: of the mean difference, as where a gradient
+    is nearly 0 Adam's first step has the sign of its rounding, and a few values differ by a step."""
+    for batch, (x, y, least) in zip(found, expected, strict=True):
+        assert batch.target is not None
+        assert torch.equal(batch.target, y)
+        assert batch.info["loss"].item() == pytest.approx(least, rel=loss)
+        assert (batch.x - x).abs().mean() < pixels
+
+
+def moved_alike(found: Iterable[Tensor], expected: Iterable[Tensor], origin: Iterable[Tensor]) -> None:
+    """Parameters are a hundredth of their way from the origin apart, or less: Adam's first steps are as said above."""
+    for a, b, c in zip(found, expected, origin, strict=True):
+        assert (a - b).abs().mean() < 0.01 * (b - c).abs().mean()

@@ -17,7 +17,7 @@ from samplers import CMI, Augmented, Pooled
 from samplers.ingredients import Rounds
 from samplers.state import State
 
-from .by_hand import Watched, drawn, enlarged, masked_kl, mirrored, near, window
+from .by_hand import Watched, crops_of_its_bank, enlarged, masked_kl, mirrored, moved_alike, near, same_rounds, window
 
 MakeProblem = Callable[..., Problem]
 
@@ -113,23 +113,13 @@ def test_rounds_are_those_of_a_loop_by_hand(make_problem: MakeProblem) -> None:
     state, own, origin = (sampler.begin(problem, 4) for _ in range(3))
     found = [sampler.round(state, problem, torch.Generator().manual_seed(12 + turn)) for turn in range(3)]
     expected, bank = by_hand(other, own, [torch.Generator().manual_seed(12 + turn) for turn in range(3)])
-    for batch, (x, y, loss) in zip(found, expected, strict=True):
-        assert batch.target is not None
-        assert torch.equal(batch.target, y)
-        assert batch.info["loss"].item() == pytest.approx(loss, rel=1e-4)
-        assert (batch.x - x).abs().mean() < 1e-4
+    same_rounds(found, expected, loss=1e-4, pixels=1e-4)
     torch.testing.assert_close(state.terms[3].bank, bank, rtol=1e-3, atol=1e-3)
-    heads = (part.terms[3].head.parameters() for part in (state, own, origin))
-    for a, b, c in zip(*heads, strict=True):
-        assert (a - b).abs().mean() < 0.01 * (b - c).abs().mean()
+    moved_alike(*(part.terms[3].head.parameters() for part in (state, own, origin)))
 
 
 def test_draws_are_crops_of_the_bank(make_problem: MakeProblem) -> None:
-    problem, sampler = make_problem(), replace(TINY, crop=2, flip=True)
-    state = sampler.init(problem, 1)
-    sampler.draw(state, problem, 4)
-    expected = drawn(state, 7, pad=2)
-    torch.testing.assert_close(sampler.draw(state, problem, 7).x, expected)
+    crops_of_its_bank(replace(TINY, crop=2, flip=True), make_problem())
     whole = CMI()
     assert whole.bank == Augmented(Pooled(Rounds(whole), round=256, every=400, warmup=1, capacity=None), flip=True)
 

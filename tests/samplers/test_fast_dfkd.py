@@ -16,7 +16,18 @@ from samplers import Augmented, FastDFKD, Pooled
 from samplers.ingredients import MetaStep, Rounds
 from samplers.state import State
 
-from .by_hand import Watched, detached, drawn, fast_loss, mirrored, mixed, near, window
+from .by_hand import (
+    Watched,
+    crops_of_its_bank,
+    detached,
+    fast_loss,
+    mirrored,
+    mixed,
+    moved_alike,
+    near,
+    same_rounds,
+    window,
+)
 
 MakeProblem = Callable[..., Problem]
 
@@ -96,23 +107,13 @@ def test_rounds_are_those_of_a_loop_by_hand(meta: MetaStep, pad: int, make_probl
     network = sampler.begin(problem, 4).start.network  # equal, and not the same
     found = [sampler.round(state, problem, torch.Generator().manual_seed(12 + turn)) for turn in range(3)]
     expected = by_hand(other, network, [torch.Generator().manual_seed(12 + turn) for turn in range(3)], meta, pad)
-    for batch, (x, y, loss) in zip(found, expected, strict=True):
-        assert batch.target is not None
-        assert torch.equal(batch.target, y)
-        assert batch.info["loss"].item() == pytest.approx(loss, rel=1e-3)
-        # where a gradient is nearly 0, Adam's first step has the sign of its rounding: a few values differ, by a step
-        assert (batch.x - x).abs().mean() < 1e-3
+    same_rounds(found, expected, loss=1e-3, pixels=1e-3)
     origin = sampler.begin(problem, 4).start.network
-    for a, b, c in zip(*(net.parameters() for net in (state.start.network, network, origin)), strict=True):
-        assert (a - b).abs().mean() < 0.01 * (b - c).abs().mean()
+    moved_alike(*(net.parameters() for net in (state.start.network, network, origin)))
 
 
 def test_draws_are_crops_of_the_bank(make_problem: MakeProblem) -> None:
-    problem, sampler = make_problem(), replace(TINY, crop=2, flip=True)
-    state = sampler.init(problem, 1)
-    sampler.draw(state, problem, 4)
-    expected = drawn(state, 7, pad=2)
-    torch.testing.assert_close(sampler.draw(state, problem, 7).x, expected)
+    crops_of_its_bank(replace(TINY, crop=2, flip=True), make_problem())
     whole = FastDFKD()
     assert whole.bank == Augmented(Pooled(Rounds(whole), round=256, every=400, warmup=21, capacity=None), flip=True)
 

@@ -20,7 +20,18 @@ from samplers import NAYER, Augmented, Pooled
 from samplers.ingredients import Disagreement, MovingBatchNorm, OneHot, Rounds
 from samplers.state import State
 
-from .by_hand import Watched, detached, drawn, fast_loss, mirrored, mixed, near, window
+from .by_hand import (
+    Watched,
+    crops_of_its_bank,
+    detached,
+    fast_loss,
+    mirrored,
+    mixed,
+    moved_alike,
+    near,
+    same_rounds,
+    window,
+)
 
 MakeProblem = Callable[..., Problem]
 
@@ -58,8 +69,9 @@ def by_hand(problem: Problem, network: LabelGenerator, rngs: list[torch.Generato
     for index, rng in enumerate(rngs):
         with torch.no_grad():
             for block in network.noisy.blocks:
-                block.weight.copy_(torch.randn(block.weight.shape, generator=rng))  # type: ignore[operator, arg-type]
-                block.bias.zero_()  # type: ignore[operator]
+                assert isinstance(block, nn.Linear)
+                block.weight.copy_(torch.randn(block.weight.shape, generator=rng))
+                block.bias.zero_()
         y = torch.cat([torch.arange(10), torch.randint(10, (2,), generator=rng)])
         adam = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=RATE, betas=(0.5, 0.999))
         best = (float("inf"), torch.empty(0))
@@ -84,22 +96,12 @@ def test_rounds_are_those_of_a_loop_by_hand(make_problem: MakeProblem) -> None:
     state, own, origin = (sampler.begin(problem, 4) for _ in range(3))
     found = [sampler.round(state, problem, torch.Generator().manual_seed(12 + turn)) for turn in range(3)]
     expected = by_hand(other, own.generator.train(), [torch.Generator().manual_seed(12 + turn) for turn in range(3)])
-    for batch, (x, y, loss) in zip(found, expected, strict=True):
-        assert batch.target is not None
-        assert torch.equal(batch.target, y)
-        assert batch.info["loss"].item() == pytest.approx(loss, rel=1e-4)
-        assert (batch.x - x).abs().mean() < 5e-4
-    trunks = (part.generator.trunk.parameters() for part in (state, own, origin))
-    for a, b, c in zip(*trunks, strict=True):
-        assert (a - b).abs().mean() < 0.01 * (b - c).abs().mean()
+    same_rounds(found, expected, loss=1e-4, pixels=5e-4)
+    moved_alike(*(part.generator.trunk.parameters() for part in (state, own, origin)))
 
 
 def test_draws_are_crops_of_the_bank(make_problem: MakeProblem) -> None:
-    problem, sampler = make_problem(), replace(TINY, crop=2, flip=True)
-    state = sampler.init(problem, 1)
-    sampler.draw(state, problem, 4)
-    expected = drawn(state, 7, pad=2)
-    torch.testing.assert_close(sampler.draw(state, problem, 7).x, expected)
+    crops_of_its_bank(replace(TINY, crop=2, flip=True), make_problem())
     whole = NAYER()
     assert whole.bank == Augmented(Pooled(Rounds(whole), round=800, every=400, warmup=101, capacity=None), flip=True)
 

@@ -69,13 +69,13 @@ def test_the_generators_steps_are_those_of_a_loop_by_hand(make_problem: MakeProb
     whole = State(**sampler.init(problem, 1).__dict__ | {"generator": state})
     network = Trunk((1, 8, 8), 6, "small", batchnorm_eps=0.8, head="tanh_batchnorm", biases=True, spectral_norm=True)
     network.load_state_dict(own.generator.state_dict())
-    teacher = other.teacher.module.eval()
+    teacher: Any = other.teacher.module.eval()
     other.student.module.eval()
     adam = torch.optim.Adam(network.train().parameters(), lr=rate)
     for draw in range(5):
         found = sampler.draw(whole, problem, 4).info["generator_loss"].item()
         rng = torch.Generator().manual_seed(derive(own.stream.seed, draw + 1))
-        loss = slow_objective(other, teacher.body, network(torch.randn(12, 6, generator=rng)))  # type: ignore[arg-type]
+        loss = slow_objective(other, teacher.body, network(torch.randn(12, 6, generator=rng)))
         assert found == pytest.approx(loss.item(), rel=1e-4)
         adam.zero_grad()
         loss.backward()

@@ -15,7 +15,7 @@ from samplers import SSDKD, Augmented, Prioritised
 from samplers.ingredients import Rounds
 from samplers.state import State
 
-from .by_hand import Watched, detached, mirrored, mixed, near, window
+from .by_hand import Watched, detached, mirrored, mixed, moved_alike, near, same_rounds, window
 
 MakeProblem = Callable[..., Problem]
 
@@ -122,15 +122,9 @@ def test_rounds_are_those_of_a_loop_by_hand(make_problem: MakeProblem) -> None:
     found = [sampler.round(state, problem, torch.Generator().manual_seed(12 + turn)) for turn in range(4)]
     rngs = [torch.Generator().manual_seed(12 + turn) for turn in range(4)]
     expected, classes = by_hand(other, own.start.network, rngs)
-    for batch, (x, y, loss) in zip(found, expected, strict=True):
-        assert batch.target is not None
-        assert torch.equal(batch.target, y)
-        assert batch.info["loss"].item() == pytest.approx(loss, rel=1e-4)
-        assert (batch.x - x).abs().mean() < 1e-4
+    same_rounds(found, expected, loss=1e-4, pixels=1e-4)
     assert state.terms[1].classes.tolist() == classes
-    networks = (part.start.network.parameters() for part in (state, own, origin))
-    for a, b, c in zip(*networks, strict=True):
-        assert (a - b).abs().mean() < 0.01 * (b - c).abs().mean()
+    moved_alike(*(part.start.network.parameters() for part in (state, own, origin)))
 
 
 def test_draws_are_crops_of_the_bank(make_problem: MakeProblem) -> None:

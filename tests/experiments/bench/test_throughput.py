@@ -122,8 +122,8 @@ def test_a_draw_by_hand_gives_the_samplers_images(name: str, size: str, monkeypa
     sampler = throughput._sampler(ENTRIES[name], about, None, {})
     require_same(name, sampler, problem, about.batch)
 
-    def other(*given: object) -> Draw:
-        draw = by_hand(*given)  # type: ignore[arg-type]
+    def other(*given: Any) -> Draw:
+        draw = by_hand(*given)
         return lambda n: (draw(n)[0].flip(0), None)
 
     monkeypatch.setattr(throughput, "by_hand", other)
