@@ -106,7 +106,7 @@ class Served:
                 with suppress(ProcessLookupError):
                     process.terminate()
             try:
-                text = self._lines.get(timeout=max(0.0, min(limit, limit if told else limit - saving) - now))
+                text = self._lines.get(timeout=max(0.0, (limit if told else limit - saving) - now))
             except queue.Empty:
                 continue
             if text is None:
