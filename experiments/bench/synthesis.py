@@ -4,13 +4,15 @@ no paper. One thread, WRN-40-2 teaches WRN-16-1, 32 images of 3x32x32 a step. Th
 run them; between any two of their steps the bare loop makes one, so what else the machine does is the same for both.
 A bare student step: the teacher's forward pass, the student's two, SGD. A bare synthesis step: the teacher's two
 passes with BatchNorm's statistics, cross-entropy, Adam on the images; once with a teacher that gathers gradients of its
-weights, as most public code has it, and once with a frozen one, which is quicker.
+weights, as most public code has it, and once with a frozen one, which is quicker. The bare loops are float32, whatever
+ours is.
 """
 
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -93,26 +95,32 @@ SAME_STUDENT_STEP = ("cmi, 4096 negatives",)
 SAME_SYNTHESIS_STEP = ("deep_inversion, labels kept",)
 
 
-def synthesis(pairs: int = 9, clock: Clock = time.perf_counter, only: Sequence[str] | None = None) -> Iterator[Row]:
-    """Every row of the table, as it is measured. ValueError for a sampler that is not in it."""
+def synthesis(
+    pairs: int = 9, clock: Clock = time.perf_counter, only: Sequence[str] | None = None, precision: str = "float32"
+) -> Iterator[Row]:
+    """Every row of the table, as it is measured. ValueError for a sampler that is not in it.
+
+    precision: of the student steps, `float32` or `bfloat16`, with which they are measured alone: synthesis is float32
+    in both.
+    """
     for name in only or ():
         if name not in PARTS:
             raise unknown("sampler", name, list(PARTS))
     torch.set_num_threads(1)
-    return _measured(pairs, clock, only or tuple(PARTS))
+    return _measured(pairs, clock, only or tuple(PARTS), precision)
 
 
-def _measured(pairs: int, clock: Clock, names: Sequence[str]) -> Iterator[Row]:
+def _measured(pairs: int, clock: Clock, names: Sequence[str], precision: str) -> Iterator[Row]:
     for name in names:
         if name not in SAME_STUDENT_STEP:
-            yield _row(name, "student", student_steps, pairs, clock)
-        if name not in SAME_SYNTHESIS_STEP:
+            yield _row(name, "student", partial(student_steps, precision=precision), pairs, clock)
+        if name not in SAME_SYNTHESIS_STEP and precision == "float32":
             yield _row(name, "synthesis", synthesis_steps, pairs, clock)
 
 
-def student_steps(name: str, pairs: int, clock: Clock = time.perf_counter) -> list[Times]:
+def student_steps(name: str, pairs: int, clock: Clock = time.perf_counter, precision: str = "float32") -> list[Times]:
     """A step of the engine in which nothing is made, beside a bare one on images that are there."""
-    problem = _problem()
+    problem = _problem(precision)
     teacher, student = copy.deepcopy(problem.teacher.module), copy.deepcopy(problem.student.module)
     teacher.eval().requires_grad_(False)
     student.train()
@@ -209,7 +217,7 @@ def _timed(step: Callable[[], None], clock: Clock) -> float:
     return clock() - began
 
 
-def _problem() -> Problem:
+def _problem(precision: str = "float32") -> Problem:
     """Both networks with weights of their own; the teacher has seen noise, so its statistics are not those of none."""
     with initialised(derive(SEED, *NETS)):
         teacher, student = (build(net, SPEC) for net in NETS)
@@ -217,7 +225,7 @@ def _problem() -> Problem:
             for _ in range(3):
                 teacher(torch.rand(BATCH, *SPEC.shape))
     teacher.eval()  # as they stand in the engine
-    probes = Probe(teacher, SPEC), Probe(student, SPEC, name="student")
+    probes = Probe(teacher, SPEC, precision=precision), Probe(student, SPEC, name="student", precision=precision)
     return Problem(*probes, SPEC, torch.device("cpu"), seed=SEED)
 
 

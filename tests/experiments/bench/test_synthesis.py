@@ -54,8 +54,8 @@ def test_a_step_asks_the_teacher_as_often_as_is_said(name: str, monkeypatch: pyt
     part, make = synthesis.PARTS[name], synthesis._problem
     problems: list[Problem] = []
 
-    def kept() -> Problem:
-        problems.append(make())
+    def kept(precision: str = "float32") -> Problem:
+        problems.append(make(precision))
         return problems[-1]
 
     monkeypatch.setattr(synthesis, "_problem", kept)
@@ -73,6 +73,22 @@ def test_a_step_asks_the_teacher_as_often_as_is_said(name: str, monkeypatch: pyt
     once = dict(problems[-1].teacher.counts["synthesise"])
     synthesis.student_steps(name, 6)
     assert problems[-1].teacher.counts["synthesise"] == once
+
+
+@pytest.mark.usefixtures("small")
+def test_a_rounded_student_is_timed_beside_a_bare_step_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, make = [], synthesis._problem
+
+    def kept(precision: str = "float32") -> Problem:
+        made.append(make(precision))
+        return made[-1]
+
+    monkeypatch.setattr(synthesis, "_problem", kept)
+    rows = list(synthesis.synthesis(1, Ticks(), ["fast_dfkd"], "bfloat16"))
+    assert [row.step for row in rows] == ["student"]  # synthesis is never rounded
+    assert [(problem.teacher.precision, problem.student.precision) for problem in made] == [("bfloat16", "bfloat16")]
+    assert [row.step for row in synthesis.synthesis(1, Ticks(), ["fast_dfkd"])] == ["student", "synthesis"]
+    assert {problem.student.precision for problem in made[1:]} == {"float32"}
 
 
 def test_the_bare_step_moves_its_images_down_its_loss_and_nothing_else() -> None:
