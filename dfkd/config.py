@@ -381,7 +381,8 @@ def parse(cls: type[Any], settings: Any, where: str = "") -> Any:
     for name, option in options.items():
         bare = option.default is dataclasses.MISSING and option.default_factory is dataclasses.MISSING
         if bare and name not in values:
-            raise ValueError(f"{where or 'settings'}: {name} is missing")
+            ask = f"expected {words(hints[name])}" if where else f"give {name}=VALUE, or a file of settings that has it"
+            raise ValueError(f"{where or 'settings'}: {name} is missing; {ask}")
     try:
         return cls(**values)
     except (ValueError, TypeError) as error:  # a class of the user's may compare what cannot be compared
@@ -594,7 +595,7 @@ def words(hint: Any) -> str:
         inner = [k for k in typing.get_args(hint) if k is not Ellipsis]
         return f"a list of {len(inner)}" if len(inner) > 1 else f"a list, each {words(inner[0])}"
     names = {float: "a number", int: "a whole number", str: "text", bool: "true or false", types.NoneType: "null"}
-    names |= {Path: "a path", dict: "settings by name"}
+    names |= {Path: "a path", dict: "settings by name", Sampler: "a sampler"}
     if typing.get_origin(hint) is dict:
         return names[dict]
     return names.get(hint, getattr(hint, "__name__", str(hint)))

@@ -39,6 +39,7 @@ def _samplers() -> list[Row]:
         )
         # a composite is as data-free as its parts
         marks = {"needs": list(cls.needs), "data_free": None if made_of_others else bool(cls.data_free)}
+        marks["variants"] = list(getattr(cls, "variants", ()))
         found.append({"name": name, **about_it, **marks, "options": _options(cls)})
     return found
 
@@ -134,6 +135,8 @@ def show(kind: str, as_json: bool) -> None:
             marks = [_DATA[row["data_free"]]] if "data_free" in row else []
             marks += [f"needs {', '.join(row['needs'])}"] if row.get("needs") else []
             print(_paragraph(f"{'':{_NAME}s} {'; '.join([*marks, row['paper']])}", width))
+        if row.get("variants"):
+            print(_paragraph(f"{'':{_NAME}s} variants: {', '.join(row['variants'])}", width))
         options = ", ".join(map(_option, row.get("options", ())))
         if options:
             print(_paragraph(f"{'':{_NAME}s} {options}", width).replace(_BLANK, " "))

@@ -104,9 +104,9 @@ def test_version(run: Command) -> None:
         (("compare", "--out"), "Option '--out' requires an argument."),
         (("compare", "samplrs=[]"), "settings: unknown 'samplrs'; the nearest is 'samplers'"),
         (("compare", "teacher.model=digits_cnn"), "--out: expected a folder to write to, found none"),
-        (("distill",), "settings: teacher is missing"),
+        (("distill",), "settings: teacher is missing; give teacher=VALUE, or a file of settings that has it"),
         (("distill", "teacher=x.safetensors"), "--out: expected a folder to write to, found none"),
-        (("evaluate",), "settings: data is missing"),
+        (("evaluate",), "settings: data is missing; give data=VALUE, or a file of settings that has it"),
         (("evaluate", "data=digits"), "weights: expected a weights file, found none"),
         (("report", "nowhere"), "nowhere: expected the folder of a comparison, found no results.jsonl in it"),
         (("teach", "--out", "t.pt"), "--out: expected a file that ends in .safetensors, found t.pt"),
@@ -167,10 +167,12 @@ def test_list_of_samplers(run: Command) -> None:
     assert (said.status, said.err) == (0, "")
     assert list(rows) == list(SAMPLERS)
     for row in rows.values():
-        assert set(row) == {"name", "summary", "paper", "needs", "data_free", "options"}
+        assert set(row) == {"name", "summary", "paper", "needs", "data_free", "variants", "options"}
         assert len(row["summary"]) > 20
         assert re.fullmatch(r"arXiv:\d{4}\.\d{4,5}.*|doi:10\..+|no paper", row["paper"])
         assert all(set(option) == {"name", "type", "default", "required"} for option in row["options"])
+    assert rows["dafl"]["variants"] == ["cifar10", "cifar100"]
+    assert rows["real"]["variants"] == []
     assert rows["real"]["data_free"] is False
     assert rows["deep_inversion"]["data_free"] is True
     composites = {
@@ -189,7 +191,7 @@ def test_list_of_samplers(run: Command) -> None:
     assert rows["deep_inversion"]["paper"].startswith("arXiv:")
     assert len({rows[name]["summary"] for name in ("uniform", "gaussian", "smoothed")}) == 3
     options = {option["name"]: option for option in rows["pooled"]["options"]}
-    assert options["base"] == {"name": "base", "type": "Sampler", "default": None, "required": True}
+    assert options["base"] == {"name": "base", "type": "a sampler", "default": None, "required": True}
     assert options["round"] == {"name": "round", "type": "a whole number", "default": 256, "required": False}
 
 

@@ -276,7 +276,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"samplers": [3]}, r"^samplers\[0\]: expected a name or .*found 3$"),
     ({"samplers": [{"uniform": 3}]}, r"^samplers\[0\]: expected a name or .*found \{'uniform': 3\}$"),
     ({"samplers": [{"uniform": {"label": 3}}]}, r"^samplers\[0\].uniform.label: expected text, found 3$"),
-    ({"samplers": ["pooled"]}, r"^samplers\[0\].pooled: base is missing$"),
+    ({"samplers": ["pooled"]}, r"^samplers\[0\].pooled: base is missing; expected a sampler$"),
     ({"samplers": [{"pooled": {"base": 3}}]}, r"^samplers\[0\].pooled.base: expected a name or .*found 3$"),
     ({"teacher": {"weights": 3}}, r"^teacher.weights: expected a path or null, found 3$"),
     ({"teacher": {"shape": [1, 8]}}, r"^teacher.shape: expected a list of 3 or null, found \[1, 8\]$"),
@@ -313,7 +313,7 @@ def test_wrong_settings_are_named_with_their_place(change: dict[str, Any], messa
 
 
 def test_what_is_missing_is_named() -> None:
-    with pytest.raises(ValueError, match=r"^settings: teacher is missing$"):
+    with pytest.raises(ValueError, match=r"^settings: teacher is missing; give teacher=VALUE, or a file of settings that has it$"):
         parse(CompareConfig, {key: value for key, value in LEAST.items() if key != "teacher"})
     with pytest.raises(ValueError, match=r"expected settings by name, found \[1\]"):
         parse(CompareConfig, [1])
