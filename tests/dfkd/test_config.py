@@ -313,7 +313,8 @@ def test_wrong_settings_are_named_with_their_place(change: dict[str, Any], messa
 
 
 def test_what_is_missing_is_named() -> None:
-    with pytest.raises(ValueError, match=r"^settings: teacher is missing; give teacher=VALUE, or a file of settings that has it$"):
+    message = r"^settings: teacher is missing; give teacher=VALUE, or a file of settings that has it$"
+    with pytest.raises(ValueError, match=message):
         parse(CompareConfig, {key: value for key, value in LEAST.items() if key != "teacher"})
     with pytest.raises(ValueError, match=r"expected settings by name, found \[1\]"):
         parse(CompareConfig, [1])
