@@ -52,7 +52,7 @@ class Adversarial:
 
     def init(self, problem: Problem, seed: int) -> State:
         requires(problem, "input_grad", who=self.name)
-        problem.student.require("input_grad", who=self.name)
+        requires(problem, "input_grad", who=self.name, of_student=True)
         return State(stream=Stream(seed, problem.device), base=self.base.init(problem, derive(seed, "base")))
 
     def draw(self, state: State, problem: Problem, n: int, learn: bool = True) -> Batch:

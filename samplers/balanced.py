@@ -25,7 +25,8 @@ class Balanced:
     """Of multiple times as many rows, those that spread best over the teacher's predicted classes.
 
     base: where the candidates come from; labelled in one BatchNorm mode. multiple: candidates per row, an integer >= 2;
-    the teacher is asked about all of them. info `shortfall`: rows that classes lack of n // k each.
+    the teacher is asked about all of them. info `shortfall`: rows that classes lack of n // k each. Of fewer rows than
+    classes no class is seen twice, as far as the candidates go.
     """
 
     base: Sampler

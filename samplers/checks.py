@@ -47,11 +47,11 @@ INSTEAD = {
 """By capability, samplers that do without it."""
 
 
-def requires(problem: Problem, *needs: str, who: str) -> None:
-    """UnsupportedProblem naming `who`, what the teacher lacks, and samplers that do without."""
+def requires(problem: Problem, *needs: str, who: str, of_student: bool = False) -> None:
+    """UnsupportedProblem naming `who`, what the teacher (or student) lacks, and samplers that do without."""
     for need in needs:
         try:
-            problem.teacher.require(need, who=who)
+            (problem.student if of_student else problem.teacher).require(need, who=who)
         except UnsupportedProblem as error:
             others = [name for name in INSTEAD.get(need, ()) if name != who]  # no sampler in place of itself
             hint = f"; {', '.join(others)} do without" if others else ""

@@ -237,7 +237,7 @@ def embeddings_of(source: str, k: int, length: int) -> Tensor:
             f"in {source!r}{INSTEAD}"
         )
     if not bool(torch.isfinite(found).all()):  # sync
-        raise ValueError(f"embeddings: expected finite numbers, found NaN or infinity in {source!r}")
+        raise ValueError(f"embeddings: expected finite numbers, found NaN or infinity in {source!r}{INSTEAD}")
     first: dict[tuple[float, ...], int] = {}
     for row, values in enumerate(found.tolist()):  # sync
         other = first.setdefault(tuple(values), row)
@@ -261,5 +261,5 @@ def _only_array(path: str) -> Tensor:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"embeddings: cannot read {path!r}: {reason}{INSTEAD}") from error
     if len(arrays) != 1:
-        raise ValueError(f"embeddings: expected one array in {path!r}, found {len(arrays)}")
+        raise ValueError(f"embeddings: expected one array in {path!r}, found {len(arrays)}{INSTEAD}")
     return next(iter(arrays.values()))

@@ -47,6 +47,8 @@ class PreDFKD:
     clamped and swapped Jensen-Shannon form as theirs.
     memory_steps: after how many of the draws between two generator steps the memory learns, >= 0. memory_new: images
     of the generator that it learns at once, >= 2. memory_old: images that it recalls itself and learns with them, >= 0.
+    What is recalled is moved towards all classes equally, which takes as many rows as classes: of fewer (a ninth of 64)
+    it is as even as they allow.
     memory_rate: Adam's for it, > 0. recall_rate: Adam's for the one step of a recalled latent vector, > 0. labelling:
     the teacher's BatchNorm mode for the images, `eval` or `batch`.
     """

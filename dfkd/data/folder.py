@@ -62,7 +62,8 @@ def _files(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
         below = sorted((folder / name).rglob("*")) if (folder / name).is_dir() else []
         files += [(path, label) for path in below if path.suffix.lower() in SUFFIXES and path.is_file()]
     if not files:
-        raise ValueError(f"data: expected images ({', '.join(SUFFIXES[:3])}, ...) in {folder}, found none")
+        kinds = ", ".join(SUFFIXES[:3])
+        raise ValueError(f"data: expected images ({kinds}, ...) in {folder}, found none; an .npz of arrays does, too")
     return files
 
 

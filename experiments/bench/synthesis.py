@@ -11,7 +11,7 @@ ours is.
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -65,17 +65,8 @@ def _made(name: str, **options: Any) -> Sampler:
 
 
 def _inverted(steps: int, every: int) -> Sampler:
-    """The paper's for CIFAR-10, in units of the box."""
-    inversion = _made(
-        "deep_inversion",
-        steps=steps,
-        batch=BATCH,
-        learning_rate=0.0125,
-        total_variation=1.6e-3,
-        variation="l2",
-        l2=1e-3,
-        roll=0.0625,
-    )
+    """The published search for CIFAR-10."""
+    inversion = replace(find("sampler", "deep_inversion", SAMPLERS).cifar10(), steps=steps, batch=BATCH)
     return _made("pooled", base=inversion, round=BATCH, every=every)
 
 

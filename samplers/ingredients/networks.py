@@ -85,5 +85,8 @@ def built(build: Callable[[InputSpec], nn.Module], problem: Problem, seed: int, 
     except ValueError as error:
         if not str(error).startswith("shape: "):
             raise
-        other = "deep_inversion and energy, which move pixels, make images of any size"
-        raise UnsupportedProblem(f"{who}: {error}; {other}") from error
+        batchnorm = "batchnorm" in problem.teacher.capabilities
+        other = (
+            "deep_inversion and energy, which move pixels, make" if batchnorm else "energy, which moves pixels, makes"
+        )
+        raise UnsupportedProblem(f"{who}: {error}; {other} images of any size") from error

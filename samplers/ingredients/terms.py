@@ -82,7 +82,7 @@ class Objective:
         """The terms' states. UnsupportedProblem naming `who` where the teacher lacks what a term needs."""
         requires(problem, *self.needs, who=who)
         if self.uses_student:
-            problem.student.require("input_grad", who=who)
+            requires(problem, "input_grad", who=who, of_student=True)
         return [term.init(problem, derive(seed, position)) for position, (_, term) in enumerate(self.terms)]
 
     @contextmanager

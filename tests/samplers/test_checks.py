@@ -50,5 +50,9 @@ def test_names_the_need_and_who_does_without(
         requires(problem, "input_grad", "batchnorm", who="toy")
     with pytest.raises(UnsupportedProblem, match=r"; dfad, zskt do without$"):
         requires(problem, "batchnorm", who="energy")
+    problem.student._capabilities = frozenset({"logits"})
+    requires(problem, "input_grad", who="toy")
+    with pytest.raises(UnsupportedProblem, match=r"a student with input_grad; .*; smoothed, shader, dead_leaves do w"):
+        requires(problem, "input_grad", who="toy", of_student=True)
     with pytest.raises(UnsupportedProblem, match=r"with features; this teacher has logits, input_grad$"):
         requires(problem, "features", who="toy")

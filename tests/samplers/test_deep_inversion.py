@@ -178,14 +178,22 @@ def test_published_settings_are_the_published_numbers_in_our_units() -> None:
     assert (cifar10.batchnorm, cifar10.first_layer, cifar10.l2, cifar10.flip) == (10.0, 1.0, 0.0, False)
     assert cifar10.total_variation == pytest.approx(2.5e-5 * 4 * math.sqrt(256), rel=0.01)
     assert int(cifar10.roll * 32) == 2
-    assert (imagenet.steps, imagenet.batch, imagenet.learning_rate) == (20_000, 152, 0.05 / 4)
+    assert (imagenet.steps, imagenet.batch, imagenet.learning_rate) == (20_000, 152, 0.2 / 4)
     assert (imagenet.batchnorm, imagenet.first_layer, imagenet.flip) == (0.01, 10.0, True)
     assert imagenet.total_variation == pytest.approx(1e-4 * 4 * math.sqrt(152), rel=0.01)
     assert imagenet.l2 == pytest.approx(1e-5 * 4)
     assert (int(imagenet.roll * 224), int(imagenet.roll * 112)) == (30, 15)
+    assert (cifar10.schedule, imagenet.schedule) == ("constant", "cosine")
+    assert DeepInversion.imagenet_adaptive() == replace(imagenet, adaptive=0.2)
     for published in (cifar10, imagenet):
-        assert (published.betas, published.schedule, published.clip) == ((0.9, 0.999), "constant", False)
+        assert (published.betas, published.clip) == ((0.9, 0.999), False)
         assert (published.one_hot, published.variation, published.adaptive) == (1.0, "l2", 0.0)
+
+
+def test_a_bank_of_it_is_by_default_that_of_the_comparison_of_cmi() -> None:
+    """A round of 256 images for 400 steps of the student, of which all are kept."""
+    bank = Pooled(DeepInversion.cifar10())
+    assert (bank.round, bank.every, bank.warmup, bank.capacity) == (256, 400, 1, None)
 
 
 def test_its_preset_is_the_published_one() -> None:
@@ -199,17 +207,23 @@ def test_its_preset_is_the_published_one() -> None:
 @dataclass(frozen=True)
 class Published:
     """A published search in the authors' units, with priors that count as much as the BatchNorm term, so that none of
-    them could be missed. shift: the largest roll, in pixels of 16. first: what the first BatchNorm layer counts."""
+    them could be missed. shift: the largest roll, in pixels of 16. first: what the first BatchNorm layer counts. rate:
+    what is left of it where a share of the steps is done."""
 
     ours: DeepInversion
     first: float
     pixels: float
     shift: int
     flip: bool
+    rate: Callable[[float], float]
 
 
-SEARCHES = {"cifar10": Published(DeepInversion.cifar10(), 1.0, 0.0, 1, False)}
-SEARCHES["imagenet"] = Published(replace(DeepInversion.imagenet(), l2=4 * 0.1), 10.0, 0.1, 2, True)
+def cosine(done: float) -> float:
+    return 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+SEARCHES = {"cifar10": Published(DeepInversion.cifar10(), 1.0, 0.0, 1, False, lambda done: 1.0)}
+SEARCHES["imagenet"] = Published(replace(DeepInversion.imagenet(), l2=4 * 0.1), 10.0, 0.1, 2, True, cosine)
 
 
 @pytest.mark.parametrize("name", SEARCHES)
@@ -231,7 +245,8 @@ def test_published_searches_are_the_loop_by_hand(name: str, make_problem: MakePr
         assert ((0.5 + x / 4) < 0).any()
         assert torch.equal(y, torch.randperm(10, generator=rng)[:8])
         adam, seen = torch.optim.Adam([x], lr=0.5), list[tuple[float, Tensor]]()
-        for _ in range(4):
+        for at in range(4):
+            adam.param_groups[0]["lr"] = 0.5 * (known.rate(at / 4))
             down, right = coins.randint(-known.shift, known.shift), coins.randint(-known.shift, known.shift)
             shown = x[:, :, [(i - down) % 16 for i in range(16)]][..., [(i - right) % 16 for i in range(16)]]
             if known.flip:

@@ -4,9 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 
 from dfkd.interfaces import Sampler
 from dfkd.problem import Problem, UnsupportedProblem
+from dfkd.types import InputSpec
 from generators.trunk import Trunk
 from samplers import CMI, DAFL, DFAD, NAYER, SSDKD, FastDFKD, MosaicKD, Pooled, PreDFKD, SpaceshipNet
 from samplers.ingredients import TrunkNetwork, built
@@ -45,6 +47,13 @@ def test_a_size_that_cannot_be_made_is_the_problem_s(sampler: Sampler, make_prob
     said = rf"^{name}: shape: expected .* sides .*, found \(1, 10, 10\); deep_inversion and energy, .* any size$"
     with pytest.raises(UnsupportedProblem, match=said):
         sampler.init(make_problem(shape=(1, 10, 10)), 0)
+
+
+def test_a_teacher_without_batchnorm_is_not_sent_to_what_needs_it(
+    make_problem: MakeProblem, brightness: Callable[[InputSpec], nn.Module]
+) -> None:
+    with pytest.raises(UnsupportedProblem, match=r"; energy, which moves pixels, makes images of any size$"):
+        DFAD().init(make_problem(shape=(1, 10, 10), teacher=brightness), 0)
 
 
 def test_settings_that_cannot_be_are_no_problem_of_the_teacher_s(make_problem: MakeProblem) -> None:
