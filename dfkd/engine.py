@@ -332,6 +332,7 @@ class _Run:
     def log(self) -> None:
         """One line of the curve: the mean loss since the last one, what was spent, and what the monitor says."""
         problem, now = self._problem, clock(self._problem.device)
+        self._watch.seconds()  # the events of a GPU that it holds are added up and let go
         line: dict[str, float] = {
             "step": self._steps,
             "teacher_images": self._images(),

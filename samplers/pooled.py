@@ -114,13 +114,11 @@ class Pooled:
             )
         state.rounds, state.mode, state.precision = state.rounds + 1, new.mode, new.precision
         state.spoilt = state.spoilt + new.spoilt
-        kept = torch.arange(old, device=device)
-        excess = 0 if self.capacity is None else old + len(new.images) - self.capacity
-        if excess > 0:
-            if self.evict == "random":
-                rng = torch.Generator(device).manual_seed(derive(state.stream.seed, "evict", state.rounds))
-                kept = torch.randperm(old, generator=rng, device=device)
-            kept = kept[excess:].sort().values
+        excess = 0 if self.capacity is None else max(0, old + len(new.images) - self.capacity)
+        kept: Tensor | slice = slice(excess, None)  # not places, where the oldest go: nothing is copied twice
+        if excess and self.evict == "random":
+            rng = torch.Generator(device).manual_seed(derive(state.stream.seed, "evict", state.rounds))
+            kept = torch.randperm(old, generator=rng, device=device)[excess:].sort().values
         state.images = torch.cat([state.images[kept], new.images])
         for name in COLUMNS:
             column, added = getattr(state, name), new.columns.get(name, torch.empty(0, device=device))

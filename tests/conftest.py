@@ -4,7 +4,9 @@ And tiny diffusion pipelines with random weights, of each kind that is read.
 """
 
 import json
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -147,3 +149,21 @@ def diffusion_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
         return root / kind
 
     return made
+
+
+@contextmanager
+def _no_waits() -> Iterator[None]:
+    torch.cuda.synchronize()
+    try:
+        with warnings.catch_warnings():  # torch warns that the mode is a prototype, and a warning is an error here
+            warnings.filterwarnings("ignore", message=".*[Ss]ynchronization debug mode")
+            torch.cuda.set_sync_debug_mode("error")
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.fixture
+def no_waits() -> AbstractContextManager[None]:
+    """Inside, on a GPU, whatever makes the host wait for it raises."""
+    return _no_waits()

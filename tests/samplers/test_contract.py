@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -798,7 +799,7 @@ def test_never_waits_for_the_device(row: str, make_problem: MakeProblem) -> None
 @pytest.mark.cuda
 @pytest.mark.skipif(not GPU, reason="no GPU")
 @each_row
-def test_on_a_gpu(row: str, make_problem: MakeProblem) -> None:
+def test_on_a_gpu(row: str, make_problem: MakeProblem, no_waits: AbstractContextManager[None]) -> None:
     """Images of the spec, there, twice the same up to rounding, and drawn without waiting for the device."""
     one, two = (begin(ROWS[row], make_problem(device="cuda:0")) for _ in range(2))
     for n in (20, 7, 1):
@@ -811,12 +812,8 @@ def test_on_a_gpu(row: str, make_problem: MakeProblem) -> None:
             row,
         ):  # a search amplifies rounding
             torch.testing.assert_close(a.x, b.x)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waits:
         one(20)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.cuda
