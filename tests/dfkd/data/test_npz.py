@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dfkd.data import load
+from dfkd.data.npz import read_npz
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (6, 5, 4), dtype=np.uint8)
@@ -81,6 +82,24 @@ def test_one_line_for_each_fault(changes: dict[str, Any], message: str, tmp_path
     with pytest.raises(ValueError, match=message) as caught:
         load(write(tmp_path / "x.npz", **changes))
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_test_images_alone_is_for_those_who_ask(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.npz", x_train=None, y_train=None)
+    found = read_npz(path, test_alone=True)
+    assert (found.x_train.shape, found.y_train.shape) == ((0, 3, 5, 4), (0,))
+    assert torch.equal(found.x_test, torch.from_numpy(RGB[:4].transpose(0, 3, 1, 2).copy()))
+    assert (found.y_test.tolist(), found.classes) == ([0, 1, 2, 0], ("a", "b", "c"))
+    with pytest.raises(ValueError, match=r"^data: expected images to train on in .*x.npz \(x_train, y_train\), found"):
+        load(path)
+    unnamed = write(tmp_path / "y.npz", x_train=None, y_train=None, classes=None)
+    assert read_npz(unnamed, test_alone=True).classes == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("missing", [{"x_train": None}, {"y_test": None, "x_train": None, "y_train": None}])
+def test_half_a_pair_is_refused_to_those_too(missing: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no array '(x_train|y_train|y_test)'"):
+        read_npz(write(tmp_path / "x.npz", **missing), test_alone=True)
 
 
 @pytest.mark.parametrize("kept", [0, 10, 400, 0.5, 0.99])
