@@ -7,8 +7,9 @@ may hide. Tolerances are for a few steps, before rounding grows.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +20,7 @@ from dfkd.interfaces import Sampler
 from dfkd.losses import KL, combine
 from dfkd.problem import Problem, UnsupportedProblem
 from dfkd.registry import LOSSES, SAMPLERS, find
-from dfkd.runtime import tf32
+from dfkd.runtime import arithmetic, tf32
 from dfkd.types import Batch
 from samplers.state import State
 
@@ -28,6 +29,7 @@ from .protocol import FAILED, Row, line
 from .steps import SWITCHES, Switches, quiet, stepper, take
 
 __all__ = [
+    "DRAWN",
     "OPTIONS",
     "SKIP",
     "TOLERANCES",
@@ -38,14 +40,19 @@ __all__ = [
     "recorded",
     "samplers",
     "steps_alone",
+    "uncompilable",
     "waits",
 ]
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "features": {"pairs": (("penultimate", "penultimate"),)},
     "attention": {"pairs": (("layer1", "layer1"),)},
+    "jacobian": {"directions": None},
 }
-"""Of losses that cannot be built without."""
+"""Of losses that cannot be built without; `jacobian` takes all directions, as it would draw them on the device."""
+
+DRAWN = {"sampled_label": "draws labels on the device, which has other random numbers than a CPU for the same seed"}
+"""Losses that cannot be compared, and why."""
 
 SKIP = {"diffusion", "gan", "out_of_domain", "mosaic_kd", "real", "mixup", "cutmix", "one_image"}
 """Samplers that read something; the others are asked for images on the device."""
@@ -67,6 +74,9 @@ def losses(lent: Lent, seconds: float) -> Iterator[Row]:
     del seconds
     n = 8 if lent.small else 32
     for name in sorted(set(LOSSES) - {"peers"}):  # whose parts come from a scheme
+        if name in DRAWN:
+            yield {"loss": name, **left_out(DRAWN[name])}
+            continue
         try:
             loss = find("loss", name, LOSSES)(**OPTIONS.get(name, {}))
             objective = combine({"only": (1.0, loss)})
@@ -135,6 +145,9 @@ def waits(lent: Lent, compile: bool, seconds: float) -> Iterator[Row]:
     sampler = find("sampler", "uniform", SAMPLERS)()
     for precision in ("float32", "bfloat16"):
         row: Row = {"precision": precision, "compile": compile, "watched": lent.cuda, "result": "none", "waits": ""}
+        if compile and (why := uncompilable(lent.device, precision)):
+            yield row | left_out(why)
+            continue
         try:
             problem = problem_of(lent, lent.device, "wrn-16-1", "wrn-16-1", precision)
             steps_alone(problem, sampler, lent.batch, compile)
@@ -201,7 +214,47 @@ def compiled(lent: Lent, seconds: float) -> Iterator[Row]:
         if precision == "tf32" and not lent.cuda:
             yield {"check": "compiled as eager", "precision": precision, **left_out("needs a GPU")}
             continue
-        yield from _beside(lent, "compiled as eager", (precision, False), (precision, True), TOLERANCES[precision])
+        if why := uncompilable(lent.device, precision):
+            yield {"check": "compiled as eager", "precision": precision, **left_out(why)}
+            continue
+        before = _unrecorded()
+        rows = _beside(lent, "compiled as eager", (precision, False), (precision, True), TOLERANCES[precision])
+        for row in rows:
+            more = {name: count - before[name] for name, count in _unrecorded().items()}
+            well = row.get("result") != "close" or not any(more.values())
+            yield {**row, **more, **({} if well else {"result": "not recorded"})}
+
+
+def _unrecorded() -> dict[str, int]:
+    """How often torch has, in this process, not recorded a graph that it was to record, or cut a function in two."""
+    from torch._dynamo.utils import counters  # has no public name; importing it takes a second
+
+    return {
+        "cudagraph_skips": int(counters["inductor"]["cudagraph_skips"]),
+        "graph_breaks": int(sum(counters["graph_break"].values())),
+    }
+
+
+@cache  # for a process
+def uncompilable(device: torch.device, precision: str) -> str:
+    """Why one layer cannot go through torch.compile in this precision on a GPU; empty where it can, and on a CPU.
+
+    Some versions of torch refuse to read their older switches of TF32 where the newer ones were set, which both
+    float32 in full and TF32 are.
+    """
+    return _refused(device, precision) if device.type == "cuda" else ""
+
+
+def _refused(device: torch.device, precision: str) -> str:
+    layer, x = nn.Conv2d(3, 4, 3).to(device), torch.ones(2, 3, 8, 8, device=device)
+    rounded = torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+    try:
+        with arithmetic(precision), rounded:
+            torch.compile(layer)(x).sum().backward()
+    except Exception as error:  # torch's compiler fails in ways of its own
+        failure(error)  # what is no matter of compiling is raised there
+        return f"torch.compile cannot in {precision}: {line(error)}"
+    return ""
 
 
 def precisions(lent: Lent, seconds: float) -> Iterator[Row]:
@@ -301,9 +354,18 @@ def apart(start: State_, one: State_, other: State_) -> float:
 
 
 def failure(error: Exception) -> Row:
-    """The row of what raised; of what the networks here cannot be asked, that it is left out."""
+    """The row of what raised; of what the networks here cannot be asked, that it is left out.
+
+    Raised again where the device does not answer any more: whatever this process asked next would fail for no fault of
+    its own.
+    """
     if isinstance(error, UnsupportedProblem):
         return left_out(line(error))
+    if torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()  # sync
+        except Exception:
+            raise error from None
     return {"result": FAILED, "why": line(error)}
 
 

@@ -30,7 +30,8 @@ class Served:
     """Asks parts in processes that are begun as they are needed; a limit counts from the asking, the start included.
 
     maker: `module:function` that makes the parts there, given the rest. log: what they print. Parts of one group that
-    follow one another share a process as long as they end well.
+    follow one another share a process as long as they end well and none of their rows is an error: a device that met a
+    fault may go on giving answers, to this process, that are none.
     """
 
     def __init__(self, maker: str, given: Mapping[str, Any], log: Path) -> None:
@@ -42,8 +43,14 @@ class Served:
     def __call__(self, part: Part, seconds: float, write: Write) -> Row:
         limit = time.monotonic() + seconds
         process = self._of(part.group)
-        status = self._asked(process, part.name, limit, min(SAVING, 0.1 * seconds), write)
-        if status["status"] != "ok" or not part.group:
+        results = list[Any]()
+
+        def note(row: Row) -> None:
+            results.append(row.get("result"))
+            write(row)
+
+        status = self._asked(process, part.name, limit, min(SAVING, 0.1 * seconds), note)
+        if status["status"] != "ok" or FAILED in results or not part.group:
             self.close()
         return status
 

@@ -66,7 +66,14 @@ def fails(seconds: float, write: Write) -> None:
     raise RuntimeError("out of memory\n  at all")
 
 
+def poisoned(seconds: float, write: Write) -> None:
+    """Goes on after an error."""
+    del seconds
+    write({"result": "failed", "process": os.getpid()})
+    write({"result": "close"})
+
+
 def made(given: Mapping[str, Any]) -> list[Part]:
     kept = partial(keeps, file=Path(given.get("file", "unnamed")))
-    found = [Part(one.__name__, 0.1, one) for one in (good, dies, hangs, saves, fails)]
+    found = [Part(one.__name__, 0.1, one) for one in (good, dies, hangs, saves, fails, poisoned)]
     return [*found, Part("keeps", 0.1, kept)]

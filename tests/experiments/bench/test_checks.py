@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dfkd import problem as problems
 from dfkd.losses import combine
 from dfkd.registry import LOSSES
+from dfkd.rng import Stream
 from experiments.bench import checks, steps
 from experiments.bench.lent import Lent, problem_of
 from experiments.bench.steps import Switches
@@ -73,6 +74,30 @@ def test_a_row_that_fails_is_not_the_last(lent: Lent, monkeypatch: pytest.Monkey
     assert rows[0]["why"] == "IndexError: no such thing"
 
 
+def test_random_numbers_of_another_device_make_no_loss_look_wrong(lent: Lent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every loss, where what is drawn for the second problem is other than for the first, as on a GPU."""
+    original, advance, asked = problem_of, Stream.advance, list[None]()
+
+    def counted(*given: Any) -> Any:
+        asked.append(None)
+        return original(*given)
+
+    def other(self: Stream) -> torch.Generator:
+        rng = advance(self)
+        return rng if len(asked) % 2 else rng.manual_seed(rng.initial_seed() + 1)
+
+    monkeypatch.setattr(checks, "problem_of", counted)
+    monkeypatch.setattr(Stream, "advance", other)
+    results = {row["loss"]: (row["result"], row.get("why", "")) for row in checks.losses(lent, 1.0)}
+    assert set(results) == set(LOSSES) - {"peers"}
+    assert results["sampled_label"] == ("left out", checks.DRAWN["sampled_label"])
+    assert {name for name, (result, _) in results.items() if result not in ("close", "left out")} == set()
+    monkeypatch.setattr(checks, "LOSSES", {name: LOSSES[name] for name in ("jacobian", "sampled_label")})
+    monkeypatch.setattr(checks, "OPTIONS", {})
+    monkeypatch.setattr(checks, "DRAWN", {})
+    assert [row["result"] for row in checks.losses(lent, 1.0)] == ["apart", "apart"]  # what they are to be spared
+
+
 def fake(change: float) -> Any:
     """What stands in for dfkd's compiler: the module, its answers times `change`."""
 
@@ -95,6 +120,59 @@ def test_finds_a_compiled_student_that_learns_something_else(lent: Lent, monkeyp
         assert rows["float32"]["steps"] == checks.STEPS
     monkeypatch.setattr(problems, "compiled", lambda *_, **__: 1 / 0)
     assert [row["result"] for row in checks.compiled(lent, 1.0)] == ["failed", "failed", "left out"]
+
+
+def test_a_graph_that_is_not_recorded_is_a_finding(lent: Lent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch counts what it skips and where it breaks off; what was counted before does not matter."""
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setitem(counters["inductor"], "cudagraph_skips", 5)
+    breaks, original = counters["graph_break"], fake(1.0)
+    monkeypatch.setattr("dfkd.engine.compiled", original)
+    for skips, broken, result in ((0, 0, "close"), (2, 0, "not recorded"), (0, 1, "not recorded")):
+
+        def counting(*given: Any, skips: int = skips, broken: int = broken, last: bool = False) -> Any:
+            del last
+            counters["inductor"]["cudagraph_skips"] += skips
+            breaks["a print"] += broken
+            return original(*given)
+
+        monkeypatch.setattr(problems, "compiled", counting)
+        rows = [row for row in checks.compiled(lent, 1.0) if row["result"] != "left out"]
+        assert [row["result"] for row in rows] == [result] * 2
+        assert {(row["cudagraph_skips"], row["graph_breaks"]) for row in rows} == {(2 * skips, 2 * broken)}
+    del breaks["a print"]
+
+
+def test_a_precision_that_cannot_be_compiled_is_left_out(lent: Lent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe of one layer says so before; nothing of the part fails."""
+
+    def refuses(layer: Any) -> Any:
+        del layer
+        if torch.backends.cuda.matmul.fp32_precision == "tf32":
+            raise RuntimeError("torch is set by a mix of\nthe legacy and new APIs")
+        return lambda x: x * torch.ones((), requires_grad=True)
+
+    monkeypatch.setattr(torch, "compile", refuses)
+    told = {precision: checks._refused(CPU, precision) for precision in ("float32", "tf32", "bfloat16")}
+    said = "torch.compile cannot in tf32: RuntimeError: torch is set by a mix of the legacy and new APIs"
+    assert told == {"float32": "", "tf32": said, "bfloat16": ""}
+    assert checks.uncompilable(CPU, "tf32") == ""
+    monkeypatch.setattr(checks, "uncompilable", lambda device, precision: told["tf32"])
+    assert {row["why"] for row in checks.compiled(lent, 1.0)} == {"needs a GPU", said}
+    assert [(row["result"], row["why"]) for row in checks.waits(lent, True, 1.0)] == [("left out", said)] * 2
+
+
+def test_an_error_after_which_the_device_is_silent_ends_the_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What follows would fail too, for no fault of its own."""
+    error = RuntimeError("CUDA error: an illegal memory access")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    assert checks.failure(error)["result"] == "failed"
+    monkeypatch.setattr(torch.cuda, "synchronize", raises("CUDA error: the same"))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        checks.failure(error)
+    assert checks.failure(problems.UnsupportedProblem("no BatchNorm"))["result"] == "left out"
 
 
 def test_bfloat16_is_close_to_float32_but_not_the_same(lent: Lent) -> None:

@@ -122,3 +122,14 @@ def test_a_group_shares_a_process_until_one_does_not_end_well(served: Served) ->
     first, second, third, _, fifth, last = found
     assert first == second
     assert len({first, third, fifth, last}) == 4
+
+
+def test_a_row_that_is_an_error_ends_its_process(served: Served) -> None:
+    """The part itself ended well, but the next one of its group begins in a new process."""
+    found = []
+    for name in ("good", "poisoned", "good"):
+        rows = list[Row]()
+        assert served(replace(PARTS[name], group="a"), 60.0, rows.append) == {"status": "ok"}
+        found.append(rows[0]["process"])
+    assert found[0] == found[1] != found[2]
+    assert not alive(found[0])
