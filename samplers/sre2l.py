@@ -3,7 +3,8 @@
 Yin, Xing, Shen: Squeeze, Recover and Relabel: Dataset Condensation at ImageNet Scale From A New Perspective. 2023.
 arXiv:2306.13092. Changed: pixels of the box are the unit (their standard deviation is a quarter of it), each image has
 a crop and a roll of its own, rolls go both ways, and the teacher labels each training image when it is made, where
-theirs stores its answers for as many epochs; they are the same answers.
+theirs stores its answers for as many epochs; they are the same answers. Steps and roll are those published for
+CIFAR-100, crops and mirroring those for ImageNet, whose 4000 steps and roll of a seventh are settings.
 """
 
 import math

@@ -1,7 +1,7 @@
 """python -m experiments.bench.public FOLDER METHOD: a public implementation's steps beside the bare loop's, and ours.
 
 no paper. FOLDER is a checkout of zju-vipa/CMI or zju-vipa/Fast-Datafree on GitHub. They have no licence, so nothing of
-them is here; METHOD is as their datafree_kd.py calls it. They need kornia, termcolor and tqdm. Their
+them is here; METHOD is as their datafree_kd.py calls it, or `cmi_later`. They need kornia, termcolor and tqdm. Their
 networks, their synthesizer and their `train` run as they are, one thread, WRN-40-2 to WRN-16-1, 32 images; what they
 expect of another time or of a GPU is put in their way: an old name of torchvision's, `.cuda()`, and workers that read
 images, which would use a second core. A step of theirs is what synthesis.py calls a step of ours, in the same process.
@@ -29,7 +29,14 @@ from torch.utils import data
 from . import rows, synthesis
 from .bare import bare_step, bare_synthesis
 
-METHODS = {"dfq": "dfq", "deepinv": "deep_inversion", "cmi": "cmi", "fast": "fast_dfkd", "fast_meta": "fast_dfkd"}
+METHODS = {
+    "dfq": "dfq",
+    "deepinv": "deep_inversion",
+    "cmi": "cmi",
+    "cmi_later": "cmi, 4096 negatives",  # as many rounds later as fill its bank of features with these
+    "fast": "fast_dfkd",
+    "fast_meta": "fast_dfkd",
+}
 """What is ours of each of theirs."""
 
 WARM = 1  # steps that are run and not counted
@@ -109,21 +116,23 @@ def _measured(theirs: SimpleNamespace, method: str, pairs: int, clock: Callable[
         step()
         return clock() - began
 
-    problem = synthesis._problem()
+    part, problem = synthesis.PARTS[METHODS[method]], synthesis._problem()
     loop = bare_synthesis(copy.deepcopy(problem.teacher.module).requires_grad_(True), shape)
-    asks, asked, since = synthesis.PARTS[METHODS[method]].asks, 0, 0.0
+    asked, since = 0, 0.0
     steps: list[tuple[float, float]] = []
 
     def alternate(*_: Any) -> None:
         nonlocal asked, since
         took, first = clock() - since, asked == 0
         asked += 1
-        if (asked - 1) % asks:
+        if (asked - 1) % part.asks:
             return
         if not first:
             steps.append((took, timed(loop)))
         since = clock()
 
+    if part.remembered:
+        synthesizer.mem_bank.add(torch.rand(part.remembered, synthesizer.mem_bank.dim_feat))
     handle = teacher.register_forward_pre_hook(alternate)
     synthesizer.synthesize()
     handle.remove()
@@ -186,7 +195,7 @@ def _synthesizer(
         generator, distill = datafree.models.generator.LargeGenerator(**sizes), datafree.criterions.KLDiv()
         kind, common = made.GenerativeSynthesizer, {**common, "criterion": distill, "lr_g": 1e-3}
         weights = {"adv": 1, "bn": 1, "oh": 1, "act": 0, "balance": 20}
-    elif method == "cmi":
+    elif method.startswith("cmi"):
         generator = datafree.models.generator.Generator(**sizes)
         kind, common = made.CMISynthesizer, {**banked, "lr_g": 1e-3, "feature_layers": None}
         weights = {"adv": 0.5, "bn": 1, "oh": 1, "cr": 0.8, "cr_T": 0.2, "n_neg": 4096, "head_dim": 256}
