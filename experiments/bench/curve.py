@@ -17,7 +17,8 @@ PUBLISHED: Mapping[str, Mapping[str, float]] = {
     "resnet34 to resnet18": {"CMI (19 h)": 94.84, "DFQ (8.8 h)": 94.61, "FastDFKD-10 (0.28 h)": 94.05},
     "wrn-40-2 to wrn-16-1": {"CMI (13 h)": 90.01, "FastDFKD-10 (0.15 h)": 89.29, "DFQ (0.75 h)": 86.14},
 }
-"""Accuracy in % on CIFAR-10, and hours of synthesis alone (CMI, arXiv:2105.08584; FastDFKD, arXiv:2112.06253)."""
+"""Accuracy in % on CIFAR-10, and hours of synthesis alone (CMI, arXiv:2105.08584; FastDFKD, arXiv:2112.06253). Of other
+data and pairs there are none, as they are not measured here."""
 
 
 def there(rows: Rows, where: Mapping[str, str]) -> list[Mapping[str, Any]]:
@@ -44,7 +45,7 @@ def runs(rows: Rows) -> dict[str, dict[tuple[str, int], Curve]]:
         elif "curve" in row:
             own[key] = [(seconds / 60.0, 100.0 * right) for seconds, right in row["curve"] if right is not None]
         elif row.get("accuracy") is not None and "ended" not in row:
-            minutes = row["seconds"] / 60.0
+            minutes = row["queued_seconds"] / 60.0  # until the last row has the engine's
             # what was redone since the checkpoint comes twice
             own[key] = [
                 *(point for point in own.get(key, []) if point[0] < minutes),
@@ -97,6 +98,9 @@ NAMES = (
 RESULTS = ("close", "fine", "none", "ok")
 """Words of rows that are as they should be; of checks these are counted, and only the others are listed."""
 
+COUNTS = ("cudagraph_skips", "graph_breaks")
+"""Not shown where they are 0."""
+
 
 def table(rows: Rows) -> str:
     """Each part's last try: how it ended and what it took; a line for each row that was timed or is not well."""
@@ -138,7 +142,8 @@ def _text(row: Mapping[str, Any]) -> str:
         said = f"{said}{': ' * bool(said)}{row.get('why') or 'waits: ' + row['waits']}"
     if "curve" in row:
         right = row.get("accuracy")
-        said = f"{row['ended']}, {'no accuracy' if right is None else f'{100 * right:.2f} %'}, {row['steps']} steps"
+        said = f"{said}{', ' * bool(said)}{row['ended']}, {'no accuracy' if right is None else f'{100 * right:.2f} %'}"
+        said = f"{said}, {row['steps']} steps"
     if row.get("gap") is not None and "tolerance" in row:
         said = f"{said}{', ' * bool(said)}gap {row['gap']:.2g} of {row['tolerance']:g}"
     for key, unit, scale in (
@@ -147,8 +152,12 @@ def _text(row: Mapping[str, Any]) -> str:
         ("operations_per_second", "TFLOP/s", 1e12),
         ("by_operations", "s by operations", 1.0),
         ("by_bytes", "s by bytes", 1.0),
+        ("peak_bytes", "MiB", 2.0**20),
+        ("compile_seconds", "s to compile", 1.0),
+        ("cudagraph_skips", "graphs skipped", 1.0),
+        ("graph_breaks", "breaks", 1.0),
     ):
-        if row.get(key) is not None:
+        if row.get(key) is not None and (row[key] or key not in COUNTS):
             said = f"{said}{', ' * bool(said)}{row[key] / scale:.3g} {unit}"
     if not said and row.get("seconds") is None:
         return ""

@@ -21,7 +21,7 @@ import samplers
 from dfkd.runtime import describe
 
 from . import checks, speed
-from .accuracy import PAIRS, RECIPES, accuracy, check, teacher
+from .accuracy import PAIRS, RECIPES, accuracy, check, teacher, teachers_wait
 from .checks import OPTIONS, SKIP
 from .lent import LAUNCH_BOUND, Lent, problem_of
 from .protocol import Part, each
@@ -61,6 +61,7 @@ def parts(lent: Lent) -> list[Part]:
     found.append(Part("rates of copies and products, limits of a step", quick, each(speed.rates, lent), 0.08))
     for pair in LAUNCH_BOUND:
         found.append(Part(f"speed of a step, {pair[1]}", slow, each(speed.steps, lent, *pair, eager), 0.12))
+    found.append(Part("synthesis steps", quick, each(speed.synthesis, lent), 0.08))
     found.append(Part("four students stacked", quick, each(several.stacked, lent), 0.1))
     found.append(Part("four runs in several processes", slow, each(several.shared, lent), 0.12))
     for pair in LAUNCH_BOUND:
@@ -69,25 +70,28 @@ def parts(lent: Lent) -> list[Part]:
 
 
 def _accuracies(lent: Lent) -> list[Part]:
-    """Each recipe with each pair, then the first pair's other seeds; teachers before who needs them."""
+    """Each recipe with each pair, then the first pair's other seeds; teachers before who needs them, where there are
+    rows to train them on."""
     least = START + (2.0 if lent.small else 30.0)
     most = (
-        START + 3.0 * lent.run_seconds + (10.0 if lent.small else 90.0)
+        START + 3.0 * lent.run_seconds + (10.0 if lent.small else 120.0)
     )  # set-up, compiling, measuring beside the run
     if lent.data is None:
         return []
-    settings = {"run_seconds": lent.run_seconds, "data": lent.data}
+    data, published = lent.names
+    settings = {"run_seconds": lent.run_seconds, "data": data}
+    untaught = bool(teachers_wait(lent))
 
     def one(pair: tuple[str, str, bool], recipe: str, seed: int) -> Part:
         asked, student, trained = pair
         measure = partial(accuracy, lent, recipe, asked, student, trained, seed)
         name = f"accuracy, {asked} to {student}, {recipe}" + (f", seed {seed}" if seed else "")
-        own = settings if trained else {**settings, "teacher": str(lent.teacher)}
+        own = settings if trained else {**settings, "teacher": published}
         return Part(name, least, measure, 0.6, most, settings=own)
 
     found = []
     for pair in PAIRS:
-        if not pair[2] and lent.teacher is None and not lent.small:
+        if untaught if pair[2] else lent.teacher is None and not lent.small:
             continue
         if pair[2]:
             measure = partial(teacher, lent, pair[0])

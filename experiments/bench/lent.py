@@ -53,6 +53,11 @@ class Lent:
     def cuda(self) -> bool:
         return self.device.type == "cuda"
 
+    @property
+    def names(self) -> list[str | None]:
+        """Of the files that were given; their folders may be others the next time."""
+        return [None if path is None else Path(path).name for path in (self.data, self.teacher)]
+
     def make_current(self) -> None:
         """From here on the device is the one that is meant where none is named."""
         if self.cuda:

@@ -8,9 +8,10 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from statistics import median
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ from .steps import TEMPERATURE, recorded, seconds_of, sgd, take
 
 __all__ = ["Together", "shared", "stacked", "work"]
 
+Process: TypeAlias = "subprocess.Popen[str]"
 RUNS = 4
 PAIR = ("wrn-40-2", "wrn-16-1")
 
@@ -109,10 +111,43 @@ def _loss(logits: Tensor, told: Tensor) -> Tensor:
     return TEMPERATURE**2 * kl_div(found, told, reduction="batchmean", log_target=True)
 
 
+KINDS = {
+    "one by one": (False, False),
+    "stacked": (True, False),
+    "one by one, recorded": (False, True),
+    "stacked, recorded": (True, True),
+}
+"""Whether stacked, whether recorded. The others are set beside the first."""
+
+
 def stacked(lent: Lent, seconds: float) -> Iterator[Row]:
-    """A step of four students, stacked or one by one, eager or recorded: seconds, and whether all end as one by one."""
+    """A step of four students, stacked or one by one, eager or recorded: whether all end as one by one, and seconds, in
+    blocks of all kinds in turn."""
     until = time.monotonic() + seconds
-    steps, length = 4, 2 if lent.small else 20
+    kinds: dict[str, tuple[Together, Row]] = {}
+    with tf32(False):
+        for row, step in _kinds(lent, until):
+            if step is None:
+                yield row
+            else:
+                kinds[row["kind"]] = step, row
+        times = _in_turns({kind: step for kind, (step, _) in kinds.items()}, lent, until)
+    for kind, (_, row) in kinds.items():
+        if not times[kind]:
+            yield row | {"result": NO_TIME}
+            continue
+        took = median(times[kind])
+        found: Row = {"seconds": took, "seconds_each": took / RUNS, "blocks": len(times[kind])}
+        if times.get("one by one"):
+            ratios = [one / own for one, own in zip(times["one by one"], times[kind], strict=True)]
+            found |= {"speedup": median(ratios), "speedup_min": min(ratios), "speedup_max": max(ratios)}
+        yield row | found
+
+
+def _kinds(lent: Lent, until: float) -> Iterator[tuple[Row, Together | None]]:
+    """Each kind and how far its students end from those that learn one by one, after a few steps; without a step where
+    there is nothing to time."""
+    steps, told = 4, list[dict[str, Tensor]]()
     teacher = problem_of(lent, torch.device("cpu"), *PAIR).teacher.module
     students = []
     for place in range(RUNS):
@@ -120,91 +155,116 @@ def stacked(lent: Lent, seconds: float) -> Iterator[Row]:
             students.append(build(lent.net(PAIR[1]), lent.spec))
     starts = [state_of(student) for student in students]
     x = noise(lent, lent.batch).x.to(lent.device)
-    told: list[dict[str, Tensor]] = []
-    for kind, one, record in (
-        ("one by one", False, False),
-        ("stacked", True, False),
-        ("one by one, recorded", False, True),
-        ("stacked, recorded", True, True),
-    ):
-        row: Row = {"students": RUNS, "of": PAIR[1], "batch": lent.batch, "kind": kind}
+    for kind, (one, record) in KINDS.items():
+        row: Row = {"students": RUNS, "of": PAIR[1], "batch": lent.batch, "kind": kind, "steps": steps}
         if record and not lent.cuda:
-            yield row | left_out("needs a GPU")
+            yield row | left_out("needs a GPU"), None
             continue
         if time.monotonic() > until:
-            yield row | {"result": NO_TIME}
+            yield row | {"result": NO_TIME}, None
             continue
         try:
-            with tf32(False):
-                step = Together(teacher, students, x, one)
-                if record:
-                    step.record()
-                take(step, steps)
-                states = step.states()
-                told = told or states
-                gap = max(apart(*three) for three in zip(starts, told, states, strict=True))
-                seconds_of(step, length, lent.device)
-                took = median(seconds_of(step, length, lent.device) for _ in range(3 if lent.small else 7))
-            row |= {"seconds": took, "seconds_each": took / RUNS, "steps": steps, "gap": gap}
-            most = TOLERANCES["float32"]
-            yield row | {"tolerance": most, "result": "close" if gap <= most else "apart"}
+            step = Together(teacher, students, x, one)
+            if record:
+                step.record()
+            take(step, steps)
+            states = step.states()
+            told = told or states
+            gap, most = max(apart(*three) for three in zip(starts, told, states, strict=True)), TOLERANCES["float32"]
+            yield row | {"gap": gap, "tolerance": most, "result": "close" if gap <= most else "apart"}, step
         except Exception as error:
-            yield row | failure(error)
+            yield row | failure(error), None
+
+
+def _in_turns(steps: Mapping[str, Callable[[], Any]], lent: Lent, until: float) -> dict[str, list[float]]:
+    """Seconds a step: a block of each kind, then again; as many of each."""
+    length, found = 2 if lent.small else 20, {kind: list[float]() for kind in steps}
+    for step in steps.values():
+        seconds_of(step, length, lent.device)
+    for _ in range(3 if lent.small else 7):
+        if time.monotonic() > until:
+            break
+        for kind, step in steps.items():
+            found[kind].append(seconds_of(step, length, lent.device))
+    return found
 
 
 # -- sharing -----------------------------------------------------------------------------------------------------------
 
 
+REPEATS = 3
+
+
 def shared(lent: Lent, seconds: float) -> Iterator[Row]:
-    """The same four runs in one, two and four processes: steps of a student a second, of all together."""
-    until, alone = time.monotonic() + seconds, 0.0
+    """A run in each of one, two and four processes at a time: steps of a student a second, of all together.
+
+    Four processes are begun once and wait at a log point of their runs; as many as are wanted then go on to their next
+    one. So nothing but steps is timed, and the three numbers take turns.
+    """
+    until = time.monotonic() + seconds
     steps = 4 if lent.small else 200
-    for processes in (1, 2, 4):
-        row: Row = {"processes": processes, "runs": RUNS, "steps_each": steps, "of": PAIR[1], "batch": lent.batch}
-        if time.monotonic() > until:
+    about: Row = {"steps_each": steps, "of": PAIR[1], "batch": lent.batch, "precision": _precision(lent)}
+    try:
+        with _processes(lent, steps) as begun:
+            times = _turns(begun, until)
+    except Exception as error:
+        yield {"processes": RUNS, **about, **failure(error)}
+        return
+    rates = {count: [count * steps / took for took in own] for count, own in times.items()}
+    for count, own in rates.items():
+        row: Row = {"processes": count, **about, "repeats": len(own)}
+        if not own:
             yield row | {"result": NO_TIME}
             continue
-        try:
-            took = _side_by_side(lent, processes, steps)
-            rate = RUNS * steps / took
-            alone = alone or rate
-            yield row | {"seconds": took, "steps_per_second": rate, "to_one_process": rate / alone, "result": "ok"}
-        except Exception as error:
-            yield row | failure(error)
+        row |= {"seconds": 1.0 / median(own), "steps_per_second": median(own), "result": "ok"}
+        beside = [rate / alone for rate, alone in zip(own, rates[1], strict=True)]
+        yield row | {"to_one_process": median(beside), "least": min(beside), "most": max(beside)}
 
 
-def _side_by_side(lent: Lent, processes: int, steps: int) -> float:
-    """Seconds from when all are told to begin until all have ended; what they need before is not in it."""
-    given = json.dumps({"lent": lent.as_plain(), "runs": RUNS // processes, "steps": steps})
+def _turns(begun: Sequence[Process], until: float) -> dict[int, list[float]]:
+    """By how many go at a time: seconds until all of them are through with their steps, of each repeat."""
+    found: dict[int, list[float]] = {1: [], 2: [], RUNS: []}
+    for _ in range(REPEATS):
+        if time.monotonic() > until:
+            break
+        for count, own in found.items():
+            since = time.perf_counter()
+            for process in begun[:count]:
+                _say(process, "go")
+            for process in begun[:count]:
+                _hear(process, "done")
+            own.append(time.perf_counter() - since)
+    return found
+
+
+@contextmanager
+def _processes(lent: Lent, steps: int) -> Iterator[list[Process]]:
+    """Inside, as many processes as there are runs wait at the first log point of theirs."""
+    given = json.dumps({"lent": lent.as_plain(), "steps": steps})
     code = "from experiments.bench.several import work; work()"
-    begun = [
-        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(processes)
-    ]
+    begun = list[Process]()
     try:
-        for process in begun:
-            _say(process, given)
+        for _ in range(RUNS):
+            begun.append(
+                subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            _say(begun[-1], given)
         for process in begun:
             _hear(process, "ready")
-        since = time.perf_counter()
-        for process in begun:
-            _say(process, "go")
-        for process in begun:
-            _hear(process, "done")
-        return time.perf_counter() - since
+        yield begun
     finally:
         for process in begun:
             process.kill()
             process.communicate()
 
 
-def _say(process: "subprocess.Popen[str]", text: str) -> None:
+def _say(process: Process, text: str) -> None:
     assert process.stdin is not None
     process.stdin.write(text + "\n")
     process.stdin.flush()
 
 
-def _hear(process: "subprocess.Popen[str]", expected: str) -> None:
+def _hear(process: Process, expected: str) -> None:
     assert process.stdout is not None
     found = process.stdout.readline().strip()
     if found != expected:
@@ -212,27 +272,24 @@ def _hear(process: "subprocess.Popen[str]", expected: str) -> None:
 
 
 def work() -> None:
-    """One process of those: warms up, says so, waits, and does its runs one after another."""
+    """One process of those: at its first log point it says so, and at each it waits to be told to go on."""
     given = json.loads(sys.stdin.readline())
-    lent = Lent.of(given["lent"])
+    lent, steps = Lent.of(given["lent"]), given["steps"]
     lent.make_current()
-    run: Callable[[int], Any] = _run_of(lent)
-    run(2 if lent.small else 20)
-    print("ready", flush=True)
-    if sys.stdin.readline().strip() == "go":
-        for _ in range(given["runs"]):
-            run(given["steps"])
-        print("done", flush=True)
+    words = iter(["ready"])
+
+    def wait() -> dict[str, float]:
+        print(next(words, "done"), flush=True)
+        if sys.stdin.readline().strip() != "go":
+            sys.exit()
+        return {}
+
+    points = 1 + 3 * REPEATS  # the first process takes every turn
+    sampler, problem = find("sampler", "uniform", SAMPLERS)(), problem_of(lent, lent.device, *PAIR, _precision(lent))
+    objective, budget = combine({"kl": (1.0, KL(4.0))}), Budget(batch=lent.batch, steps=points * steps)
+    trained(problem, sampler, objective, budget, Optimiser(), SEED, log_points=points, monitor=wait)
 
 
-def _run_of(lent: Lent) -> Callable[[int], Any]:
-    sampler = find("sampler", "uniform", SAMPLERS)()
-    objective = combine({"kl": (1.0, KL(4.0))})
-
-    def run(steps: int) -> Any:
-        problem = problem_of(lent, lent.device, *PAIR)
-        return trained(
-            problem, sampler, objective, Budget(batch=lent.batch, steps=steps), Optimiser(), SEED, log_points=1
-        )
-
-    return run
+def _precision(lent: Lent) -> str:
+    """As runs have it where nothing else is asked for."""
+    return "bfloat16" if lent.cuda else "float32"

@@ -15,7 +15,7 @@ MARKS = {"on": "a card", "size": "full", "commit": "abc"}
 def lines(pair: str, recipe: str, *points: Point, continued: bool = False, ended: bool = False) -> list[dict[str, Any]]:
     about: dict[str, Any] = {"part": f"accuracy, {pair}, {recipe}", "pair": pair, "recipe": recipe, "seed": 0, **MARKS}
     rows = [{**about, "teacher_accuracy": 0.9, "rows": 10, "continued": continued}]
-    rows += [{**about, "seconds": seconds, "accuracy": right} for seconds, right in points]
+    rows += [{**about, "queued_seconds": seconds + 1.5 * ended, "accuracy": right} for seconds, right in points]
     if ended:
         rows.append(
             {**about, "ended": "ok", "accuracy": 0.5, "steps": 7, "seconds": 9.0, "curve": [list(p) for p in points]}
@@ -105,3 +105,21 @@ def test_the_table_has_times_findings_and_how_parts_ended() -> None:
         "float32, compile True waits: waits: RuntimeError: item",
     ]
     assert "composite, seed 0 9.00000 ok, 50.00 %, 7 steps" in said
+
+
+def test_the_table_has_memory_what_was_not_recorded_and_budgets_that_were_spent_at_once() -> None:
+    last = ROWS[4] | {"result": "budget spent before the first draw", "compile_seconds": 61.0}
+    assert "curve" in last
+    check = {"part": "checks", "check": "compiled", "result": "close", "graph_breaks": 0, "cudagraph_skips": 0}
+    rows: list[dict[str, Any]] = [
+        {"part": "speed", "sampler": "dfq", "seconds": 0.5, "to_limit": 2.0, "peak_bytes": 3 * 2**20, "result": "ok"},
+        {"part": "speed", "status": "ok", "took": 1.0},
+        check,
+        check | {"result": "not recorded", "cudagraph_skips": 2},
+        {"part": "checks", "status": "ok", "took": 1.0},
+        last,
+    ]
+    said = [" ".join(text.split()) for text in table(rows).splitlines()]
+    assert "dfq 0.50000 2.0 3 MiB" in said
+    assert [text for text in said if text.startswith("compiled")] == ["compiled not recorded, 2 graphs skipped"]
+    assert any("budget spent before the first draw, ok, 50.00 %, 7 steps, 61 s to compile" in text for text in said)

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from experiments.bench import __main__ as bench
-from experiments.bench import gpu, served
+from experiments.bench import accuracy, gpu, served
 from experiments.bench.gpu import Lent, parts, stamp, where
 from experiments.bench.protocol import Part, here
 
@@ -21,8 +22,11 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def full(tmp_path: Path) -> Lent:
-    """With names of files, which are not looked at before a part begins."""
-    return Lent(CPU, tmp_path, "cifar10.npz", tmp_path / "resnet56.th")
+    """With names of files, of which nothing but the number of labels is looked at before a part begins."""
+    for name, rows in (("cifar10", 1000), ("other", 5000), ("few", 999)):
+        np.savez(tmp_path / f"{name}.npz", y_train=np.zeros(rows, np.uint8))
+    np.savez(tmp_path / "test.npz", y_test=np.zeros(9, np.uint8))
+    return Lent(CPU, tmp_path, str(tmp_path / "cifar10.npz"), tmp_path / "resnet56.th")
 
 
 def test_the_most_telling_comes_first(full: Lent) -> None:
@@ -30,7 +34,12 @@ def test_the_most_telling_comes_first(full: Lent) -> None:
     order = ["no waits in a step", "losses and an engine step", "a recorded step, as the plain one"]
     order += ["compiled students, as eager ones", "no waits in a compiled step", "speed of the engine"]
     order += ["accuracy, resnet56 to resnet20, composite", "rates of copies", "speed of a step, resnet20"]
-    order += ["four students stacked", "four runs in several processes", "speed of a compiled step, wrn-16-1"]
+    order += [
+        "synthesis steps",
+        "four students stacked",
+        "four runs in several processes",
+        "speed of a compiled step, wrn-16-1",
+    ]
     order += ["accuracy, resnet56 to resnet20, fast_dfkd", "a teacher, wrn-40-2", "accuracy, wrn-40-2 to wrn-16-1"]
     order += [
         "a teacher, resnet34",
@@ -63,14 +72,26 @@ def test_what_lacks_a_file_is_left_out(full: Lent) -> None:
 
     assert accuracies(replace(full, data=None)) == set()
     assert accuracies(replace(full, teacher=None)) == accuracies(full) - {"resnet56 to resnet20"}
+    for data in ("few.npz", "test.npz"):
+        assert accuracies(replace(full, data=str(full.folder / data))) == {"resnet56 to resnet20"}
 
 
 def test_runs_of_other_settings_are_other_parts(full: Lent) -> None:
     def settings(lent: Lent) -> list[Any]:
         return [part.settings for part in parts(lent) if part.name.startswith("accuracy")]
 
-    for other in (replace(full, run_seconds=60.0), replace(full, data="other.npz")):
+    for other in (replace(full, run_seconds=60.0), replace(full, data=str(full.folder / "other.npz"))):
         assert all(a != b for a, b in zip(settings(full), settings(other), strict=True))
+
+
+def test_files_in_another_folder_are_the_same(full: Lent, tmp_path: Path) -> None:
+    """What was begun goes on where the machine has its files elsewhere."""
+    (tmp_path / "there").mkdir()
+    data = (tmp_path / "cifar10.npz").rename(tmp_path / "there" / "cifar10.npz")
+    moved = replace(full, data=str(data), teacher=tmp_path / "there" / "resnet56.th")
+    (tmp_path / "cifar10.npz").symlink_to(data)
+    assert [part.settings for part in parts(moved)] == [part.settings for part in parts(full)]
+    assert accuracy._file(moved, "teacher", ".ckpt") == accuracy._file(full, "teacher", ".ckpt")
 
 
 def test_another_process_has_the_same_parts(full: Lent) -> None:
