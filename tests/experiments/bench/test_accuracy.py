@@ -282,3 +282,24 @@ def test_the_lines_that_make_the_file_make_one_that_fits(tmp_path: Path, monkeyp
     exec(lines, {})
     found = measured._read(Lent(CPU, tmp_path, "cifar10.npz"))
     assert (len(found.x_train), len(found.x_test), measured._spec(found).shape) == (50, 20, (3, 32, 32))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's, as it traces
+def test_what_a_run_compiles_is_compiled_ahead(lent: Lent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another student, other batches of the same kind: torch makes no graph anew. Nothing is compiled to code here."""
+    from torch._dynamo.utils import counters
+
+    original, made = torch.compile, list[int]()
+    monkeypatch.setattr(torch, "compile", lambda f, **options: original(f, backend="eager", dynamic=options["dynamic"]))
+
+    def ahead(*given: Any) -> Any:
+        once, before = given[1], counters["stats"]["unique_graphs"]
+        once(True, measured.AHEAD)
+        made.append(counters["stats"]["unique_graphs"] - before)
+        training = once(True, None)
+        made.append(counters["stats"]["unique_graphs"] - before)
+        return training, {"compiled": True}
+
+    monkeypatch.setattr(measured, "_compiled", ahead)
+    accuracy(lent, [], "composite")
+    assert made == [3, 3]  # teacher, student and objective
