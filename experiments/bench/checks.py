@@ -364,7 +364,7 @@ def failure(error: Exception) -> Row:
     if torch.cuda.is_initialized():
         try:
             torch.cuda.synchronize()  # sync
-        except Exception:
+        except RuntimeError:  # as torch tells any fault of the device
             raise error from None
     return {"result": FAILED, "why": line(error)}
 

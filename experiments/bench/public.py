@@ -16,12 +16,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from statistics import median
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -58,12 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: pairs: expected an integer >= 1, found {options.pairs}", file=sys.stderr)
         return 2
     torch.set_num_threads(1)
-    where, clock, ours = os.getcwd(), time.process_time, METHODS[options.method]
+    where, clock, ours = Path.cwd(), time.process_time, METHODS[options.method]
     with tempfile.TemporaryDirectory() as written:
         os.chdir(written)
         try:
-            with redirect_stdout(sys.stderr):  # they print
-                theirs = _theirs(options.folder if options.folder.is_absolute() else Path(where) / options.folder)
+            with redirect_stdout(sys.stderr), _theirs(where / options.folder) as theirs:  # they print
                 found = _measured(theirs, options.method, options.pairs, clock)
         finally:
             os.chdir(where)
@@ -82,8 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _theirs(folder: Path) -> SimpleNamespace:
-    """Their modules: `datafree`, `registry`, and the script as `script`."""
+@contextmanager
+def _theirs(folder: Path) -> Iterator[SimpleNamespace]:
+    """Inside, their modules: `datafree`, `registry`, and the script as `script`; and what they stumble over is not."""
 
     class Loader(data.DataLoader[Any]):
         def __init__(self, *args: Any, **settings: Any) -> None:
@@ -93,13 +94,12 @@ def _theirs(folder: Path) -> SimpleNamespace:
         return self
 
     utils = ModuleType("torchvision.models.utils")
-    utils.load_state_dict_from_url = torch.hub.load_state_dict_from_url  # type: ignore[attr-defined]
+    vars(utils)["load_state_dict_from_url"] = torch.hub.load_state_dict_from_url
     sys.modules["torchvision.models.utils"] = utils
-    setattr(data, "DataLoader", Loader)  # noqa: B010 as a name it would be an assignment to a class
-    setattr(torch.Tensor, "cuda", stay)  # noqa: B010
     sys.path.insert(0, str(folder))
     names = {"datafree": "datafree", "registry": "registry", "script": "datafree_kd"}
-    return SimpleNamespace(**{name: importlib.import_module(module) for name, module in names.items()})
+    with patch.object(data, "DataLoader", Loader), patch.object(torch.Tensor, "cuda", stay):
+        yield SimpleNamespace(**{name: importlib.import_module(module) for name, module in names.items()})
 
 
 def _measured(theirs: SimpleNamespace, method: str, pairs: int, clock: Callable[[], float]) -> dict[str, float]:

@@ -207,7 +207,7 @@ def shared(lent: Lent, seconds: float) -> Iterator[Row]:
     try:
         with _processes(lent, steps) as begun:
             times = _turns(begun, until)
-    except Exception as error:
+    except Exception as error:  # whatever it is, a row says so
         yield {"processes": RUNS, **about, **failure(error)}
         return
     rates = {count: [count * steps / took for took in own] for count, own in times.items()}

@@ -271,7 +271,7 @@ def synthesis(lent: Lent, seconds: float) -> Iterator[Row]:
                         measured = _search_step(lent, teacher, student, search)
                     least = measured["operations"] / _multiplied(lent.device, lent.small, precision)
                     yield row | beside_limit(measured, least)
-                except Exception as error:
+                except Exception as error:  # the next one may work
                     yield row | failure(error)
 
 
