@@ -360,6 +360,20 @@ FAULTS = (
         ("tests/dfkd/test_moments.py::test_gradients_are_those_of_differences",),
     ),
     Fault(
+        "BatchNorm's shift without its mean",
+        "dfkd/affine.py",
+        "shift = -running_mean * scale",
+        "shift = -running_mean",
+        ("tests/dfkd/test_affine.py::test_answers_and_gradients_are_the_layers_own",),
+    ),
+    Fault(
+        "BatchNorm in evaluation mode where the batch's own statistics are meant",
+        "dfkd/affine.py",
+        "if part.training:",
+        "if not part:",
+        ("tests/dfkd/test_affine.py::test_in_training_mode_statistics_are_those_of_the_batch",),
+    ),
+    Fault(
         "a transposed convolution with the kernel as it was",
         "generators/doubling.py",
         "pad(weight.flip(2, 3), (1, 1, 1, 1))",

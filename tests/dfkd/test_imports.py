@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="reads the source tree")
 
 CORE = {
+    "affine",
     "bank",
     "types",
     "rng",
@@ -58,6 +59,7 @@ MAY: dict[str, set[str]] = {
 """What each room of dfkd may import of the others, at module level or later."""
 
 SAMPLERS_MAY = {
+    "affine",
     "bank",
     "compilation",
     "types",
