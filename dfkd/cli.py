@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from dfkd import __version__
+from dfkd.allocator import keep_freed_memory
 from dfkd.naming import OneLine, unknown
 
 __all__ = ["app", "main"]
@@ -147,6 +148,7 @@ _INTERRUPTED = 130  # what a shell reports after Ctrl-C; typer returns it for a 
 
 def main() -> None:
     """One line for bad input, exit status 2, and for a warning; `--debug` shows where it came from."""
+    keep_freed_memory()
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:

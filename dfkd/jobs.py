@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from dfkd.allocator import keep_freed_memory
 from dfkd.naming import OneLine
 
 __all__ = ["Job", "run_all"]
@@ -81,6 +82,7 @@ def _work(payload: bytes, arguments: tuple[Any, ...]) -> Any:
 
 def _begin(show: OneLine | None) -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()
     if show is not None:
         warnings.showwarning = show
     threading.Thread(target=_follow_parent, daemon=True).start()

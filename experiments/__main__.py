@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from dfkd import commands, config
+from dfkd.allocator import keep_freed_memory
 from dfkd.claim import claimed
 from dfkd.config import CompareConfig
 from dfkd.data import load
@@ -95,4 +96,5 @@ def main(words: list[str]) -> str:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     print(main(sys.argv[1:]), end="")

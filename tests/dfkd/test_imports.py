@@ -12,6 +12,7 @@ pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="
 
 CORE = {
     "affine",
+    "allocator",
     "bank",
     "types",
     "rng",

@@ -1,0 +1,82 @@
+"""Memory that was freed is there for the next step, in processes that are ours and that nobody has tuned."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dfkd import cli
+from dfkd.allocator import keep_freed_memory
+from dfkd.jobs import run_all
+
+resource = pytest.importorskip("resource", reason="page faults are counted on Unix alone")
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator than glibc's")
+
+STEPS, BLOCKS, MIB = 10, 5, 48
+PAGES = MIB * 2**20 // os.sysconf("SC_PAGE_SIZE")
+ALL, FEW = 0.9 * STEPS * BLOCKS, 0.5 * STEPS * BLOCKS
+
+
+def tuned(name: str) -> bool:
+    return name.startswith("MALLOC_") or name == "GLIBC_TUNABLES"
+
+
+def faults() -> float:
+    """Page faults of so many steps that each make so many blocks, for as many pages as a block has."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(STEPS):
+        x = torch.ones(MIB * 2**18)
+        for _ in range(BLOCKS - 1):
+            x = x + 1.0
+        del x
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / PAGES
+
+
+def faults_elsewhere(keep: bool, **environment: str) -> float:
+    """In a new process."""
+    clean = {name: value for name, value in os.environ.items() if not tuned(name)}
+    command = [sys.executable, __file__, *(["keep"] if keep else [])]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**clean, **environment}, timeout=120
+    )
+    return float(done.stdout)
+
+
+def test_blocks_are_paid_for_in_the_first_steps_alone() -> None:
+    assert faults_elsewhere(keep=True) < FEW
+
+
+def test_a_process_that_was_tuned_is_left_alone() -> None:
+    """By the variable that says what glibc does by itself."""
+    if faults_elsewhere(keep=False) < ALL:
+        pytest.skip("the system gives huge pages, or keeps what was freed by itself")
+    assert faults_elsewhere(keep=True, MALLOC_MMAP_THRESHOLD_=str(32 * 2**20)) > ALL
+
+
+def job(settings: None, number: int) -> float:
+    del settings, number
+    return faults()
+
+
+def test_workers_keep_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in filter(tuned, list(os.environ)):
+        monkeypatch.delenv(name)
+    assert max(run_all(None, [(job, (0,)), (job, (1,))], 2, lambda _: None)) < FEW
+
+
+def test_a_command_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(cli, "keep_freed_memory", lambda: asked.append(True))
+    monkeypatch.setattr(sys, "argv", ["dfkd", "list", "losses"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert asked == [True]
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        keep_freed_memory()
+    print(faults())
