@@ -90,7 +90,7 @@ def what_is_read(samplers: Iterable[Sampler]) -> dict[str, Any] | None:
     None where they read nothing that has a name.
     """
     parts = [part for sampler in samplers for part in walk(sampler)]
-    found = dict.fromkeys(source for part in parts if isinstance(part, Reads) for source in part.reads)
+    found = {source: part.name for part in parts if isinstance(part, Reads) for source in part.reads}
     if not found:
         return None
     trained = {
@@ -98,7 +98,12 @@ def what_is_read(samplers: Iterable[Sampler]) -> dict[str, Any] | None:
     }
     from dfkd.data import fingerprint  # here, so that a data-free run never imports it
 
-    digests = {source: fingerprint(source) for source in found}
+    digests = {}
+    for source, reader in found.items():
+        try:
+            digests[source] = fingerprint(source)
+        except ValueError as error:
+            raise ValueError(f"{error}, which {reader} reads") from error
     read: dict[str, Any] = {"digest": " ".join(digests.values()), "sources": digests}
     banks = {source: made for source in found if (made := made_from(source)) is not None}
     return read | ({"trained_on": trained} if trained else {}) | ({"banks": banks} if banks else {})

@@ -35,8 +35,8 @@ __all__ = [
 ]
 
 CAPABILITIES = ("logits", "input_grad", "batchnorm", "features", "penultimate")
-"""logits: all. input_grad: gradients reach the input. batchnorm: layers with stored statistics. features: taps.
-penultimate: a linear layer gives the logits, and what it is given are the penultimate features."""
+"""logits: all. input_grad: gradients, not all of them 0, reach the input. batchnorm: layers with stored statistics.
+features: taps. penultimate: a linear layer gives the logits, and what it is given are the penultimate features."""
 
 PENULTIMATE = "penultimate"
 """The tap that stands for what the last linear layer is given, whatever its path; a module of that name goes first.
@@ -334,11 +334,19 @@ class Probe:
                 part.training = True
 
     def _answers_with_gradient(self) -> bool:
-        counts = self._counts_copy()
-        x = torch.full((2, *self.spec.shape), self.spec.middle, device=self.device, requires_grad=True)
+        """To noise, as a network that has gradients may be flat where an image is even."""
+        counts, numbers = self._counts_copy(), torch.Generator().manual_seed(0)
+        noise = torch.rand(2, *self.spec.shape, generator=numbers)
+        x = (self.spec.low + self.spec.span * noise).to(self.device).requires_grad_(True)
         try:
             with torch.enable_grad(), self.frozen():  # so that it is the input's gradient, not the weights'
-                return bool(self(x).logits.requires_grad)
+                logits = self(x).logits
+                if not logits.requires_grad:
+                    return False
+                weights = torch.randn(logits.shape, generator=numbers).to(self.device)
+                (slope,) = torch.autograd.grad(logits, x, weights, allow_unused=True)
+                # of a network that rounds what it is given it is 0 everywhere
+                return slope is not None and bool((slope != 0).any())  # sync
         except (RuntimeError, TypeError, IndexError, AttributeError):
             return False
         finally:

@@ -1,5 +1,6 @@
 """What samplers ask of their settings: an error names the setting, what was expected and what was found."""
 
+import os
 from typing import Any
 
 from dfkd.interfaces import Sampler
@@ -13,6 +14,7 @@ __all__ = [
     "between",
     "one_mode",
     "one_of",
+    "paths_as_text",
     "positive",
     "requires",
     "some_rows",
@@ -31,6 +33,13 @@ def a_sampler(name: str, value: object) -> None:
     """A part of a composite; a class where its settings are meant is the likely slip."""
     if isinstance(value, type) or not isinstance(value, Sampler):
         raise ValueError(f"{name}: expected a sampler, such as Uniform(), found {value!r}")
+
+
+def paths_as_text(settings: object, *names: str) -> None:
+    """A path that is no text, such as pathlib's, as the text that files of settings have."""
+    for name in names:
+        if isinstance(value := getattr(settings, name), os.PathLike):
+            object.__setattr__(settings, name, os.fspath(value))  # settings are frozen once they are made
 
 
 def a_labelling(value: str) -> None:

@@ -23,7 +23,7 @@ from dfkd.rng import derive
 from dfkd.types import Batch, InputSpec
 from generators.pipeline import Denoiser, Scheduler, Steer, described, load, reverse
 
-from .checks import at_least, one_of, some_rows, true_or_false, weight_or_auto, whole_at_least
+from .checks import at_least, one_of, paths_as_text, some_rows, true_or_false, weight_or_auto, whole_at_least
 from .cutmix import interval
 from .ingredients import BatchNormWeight, Disagreement, Look, Objective, OneHot, batchnorm_term
 from .pooled import places
@@ -70,6 +70,7 @@ class Diffusion:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
+        paths_as_text(self, "folder")
         if not isinstance(self.folder, str) or not self.folder:
             raise ValueError(f"folder: expected the path of a diffusers pipeline, found {self.folder!r}")
         one_of(self, get_args(Scheduler), "scheduler")

@@ -19,7 +19,16 @@ from generators.saved import describe
 from generators.sn_gan_training import load
 
 from .balanced import Balanced
-from .checks import a_labelling, at_least, positive, some_rows, true_or_false, weight_or_auto, whole_at_least
+from .checks import (
+    a_labelling,
+    at_least,
+    paths_as_text,
+    positive,
+    some_rows,
+    true_or_false,
+    weight_or_auto,
+    whole_at_least,
+)
 from .ingredients import BatchNormWeight, Best, Disagreement, Objective, OneHot, batchnorm_term, descend, equally
 from .state import State
 
@@ -54,6 +63,7 @@ class GAN:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
+        paths_as_text(self, "file")
         if not isinstance(self.file, str) or not self.file:
             raise ValueError(f"file: expected a generator's file, found {self.file!r}")
         true_or_false(self, "labels", "balance")

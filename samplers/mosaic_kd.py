@@ -19,7 +19,7 @@ from dfkd.rng import Stream, derive
 from dfkd.types import Batch, BatchNormMode, whole
 from generators.trunk import Width
 
-from .checks import at_least, between, one_of, positive, some_rows, true_or_false, whole_at_least
+from .checks import at_least, between, one_of, paths_as_text, positive, some_rows, true_or_false, whole_at_least
 from .ingredients import (
     Balance,
     Disagreement,
@@ -79,6 +79,7 @@ class MosaicKD:
     )
 
     def __post_init__(self) -> None:
+        paths_as_text(self, "data")
         between(self, 0.0, 1.0, "share")
         if self.crop is not None:
             whole_at_least(self, 0, "crop")
@@ -127,7 +128,7 @@ class MosaicKD:
 
     def init(self, problem: Problem, seed: int) -> State:
         generator = self._generator.init(problem, derive(seed, "generator"), self.name)
-        elsewhere = self._elsewhere.init(problem, derive(seed, "elsewhere"))
+        elsewhere = self._elsewhere.begin(problem, derive(seed, "elsewhere"), self.name)
         # the critic goes through the same images in an order of its own
         shown = Place(elsewhere.place.images, derive(seed, "shown"), problem.device)
         return State(stream=Stream(seed, problem.device), generator=generator, elsewhere=elsewhere, shown=shown)

@@ -25,7 +25,7 @@ from dfkd.types import Batch, InputSpec
 from generators.noisy_layer import LabelGenerator
 from generators.trunk import Width
 
-from .checks import at_least, between, one_of, positive, true_or_false, weight_or_auto, whole_at_least
+from .checks import at_least, between, one_of, paths_as_text, positive, true_or_false, weight_or_auto, whole_at_least
 from .ingredients import (
     BatchNormWeight,
     Best,
@@ -97,6 +97,7 @@ class NAYER:
     )
 
     def __post_init__(self) -> None:
+        paths_as_text(self, "embeddings")
         true_or_false(self, "flip")
         whole_at_least(self, 1, "steps", "length", "noise", "every", "rounds", "warmup_rounds")
         whole_at_least(self, 2, "batch")
@@ -112,7 +113,7 @@ class NAYER:
         if not word or (self.embeddings not in WITHOUT_FILE and Path(self.embeddings).suffix not in SUFFIXES):
             raise ValueError(
                 f"embeddings: expected {', '.join(WITHOUT_FILE)}, or a .npy or .safetensors file, "
-                f"found {self.embeddings!r}"
+                f"found {repr(self.embeddings) if word else f'a {type(self.embeddings).__name__}'}"
             )
         if not self._objective(0).terms:
             raise ValueError("one_hot: expected it or batchnorm above 0, found nothing to look for in the first rounds")
@@ -161,7 +162,7 @@ class NAYER:
         k = spec.num_classes
         return LabelGenerator(
             spec.shape,
-            embeddings_of(self.embeddings, k, self.length),
+            self._embeddings(k),
             blocks=math.ceil(self.batch / k),
             noise=self.noise,
             width=self.width,
@@ -169,6 +170,12 @@ class NAYER:
             low=spec.low,
             high=spec.high,
         )
+
+    def _embeddings(self, k: int) -> Tensor:
+        try:
+            return embeddings_of(self.embeddings, k, self.length)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}{INSTEAD}") from error
 
     def round(self, state: State, problem: Problem, rng: torch.Generator) -> Batch:
         spec, generator = problem.spec, state.generator
@@ -230,36 +237,42 @@ def embeddings_of(source: str, k: int, length: int) -> Tensor:
     if source in WITHOUT_FILE:
         rows: Tensor = torch.linalg.qr(torch.randn(max(k, length), max(k, length))).Q[:k, :length]
         return torch.nn.functional.normalize(rows, dim=1)
-    found = _only_array(source).float()
+    found = _only_array(source)
     if found.ndim != 2 or len(found) != k or not found.numel():
         raise ValueError(
-            f"embeddings: expected {k} rows, one for each class, found an array of shape {tuple(found.shape)} "
-            f"in {source!r}{INSTEAD}"
+            f"embeddings: expected a row of numbers for each of {k} classes, found an array of shape "
+            f"{tuple(found.shape)} in {source!r}"
         )
+    found = found.float()
     if not bool(torch.isfinite(found).all()):  # sync
-        raise ValueError(f"embeddings: expected finite numbers, found NaN or infinity in {source!r}{INSTEAD}")
+        raise ValueError(f"embeddings: expected finite numbers of single precision, found others in {source!r}")
     first: dict[tuple[float, ...], int] = {}
     for row, values in enumerate(found.tolist()):  # sync
         other = first.setdefault(tuple(values), row)
         if other < row:
             raise ValueError(
                 f"embeddings: expected rows that tell the classes apart, found those of classes {other} and {row} "
-                f"equal in {source!r}{INSTEAD}"
+                f"equal in {source!r}"
             )
     return found
 
 
 def _only_array(path: str) -> Tensor:
-    """The one array of a .npy or .safetensors file."""
+    """The one array of a .npy or .safetensors file, of real numbers."""
     try:
         if path.endswith(".npy"):
             with open(path, "rb") as file:  # np.load takes what is no array for a pickle, and says how to allow it
                 array = np.lib.format.read_array(file, allow_pickle=False)
-            return torch.from_numpy(np.asarray(array, dtype=np.float32))
+            if array.dtype.kind not in "fiub":
+                raise ValueError(f"expected real numbers, found {array.dtype}")
+            return torch.from_numpy(array.astype(np.float64))
         arrays = load_file(path)
     except (OSError, EOFError, ValueError, safetensors.SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"embeddings: cannot read {path!r}: {reason}{INSTEAD}") from error
+        raise ValueError(f"embeddings: cannot read {path!r}: {reason}") from error
     if len(arrays) != 1:
-        raise ValueError(f"embeddings: expected one array in {path!r}, found {len(arrays)}{INSTEAD}")
-    return next(iter(arrays.values()))
+        raise ValueError(f"embeddings: expected one array in {path!r}, found {len(arrays)}")
+    found = next(iter(arrays.values()))
+    if found.is_complex():
+        raise ValueError(f"embeddings: cannot read {path!r}: expected real numbers, found {found.dtype}")
+    return found

@@ -17,7 +17,7 @@ from torch.nn import functional
 from dfkd.problem import Problem
 from dfkd.types import Batch, BatchNormMode, InputSpec, whole
 
-from .checks import a_labelling, at_least, between, range_within, some_rows, true_or_false
+from .checks import a_labelling, at_least, between, paths_as_text, range_within, some_rows, true_or_false
 from .state import State, Stream
 
 _RATIO = (3 / 4, 4 / 3)
@@ -54,6 +54,7 @@ class OneImage:
     uses_student: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        paths_as_text(self, "image")
         if not isinstance(self.image, str) or not self.image:
             raise ValueError(f"image: expected an image file, china or flower, found {self.image!r}")
         if not 0.0 < self.part <= 1.0:

@@ -18,7 +18,7 @@ from torch import Tensor
 from dfkd.problem import Problem
 from dfkd.types import Batch, BatchNormMode, whole
 
-from .checks import a_labelling, some_rows, whole_at_least
+from .checks import a_labelling, paths_as_text, some_rows, whole_at_least
 from .real import Place
 from .state import State
 
@@ -29,7 +29,8 @@ _CHUNK = 500
 class OutOfDomain:
     """Each image once per epoch in a new order, scaled to what the teacher takes, without its label.
 
-    data: a folder of images, with class folders or without, an .npz file, or a data set by name. keep: only so many of
+    data: a folder of images, all of which are read, in class folders or not; an .npz file, or a data set by name, of
+    which those to train on are (of a folder with `train` and `test`, too). keep: only so many of
     them, those of highest entropy under the teacher, which is asked about all of them whenever a run starts or goes on;
     None keeps all. limit: how many images are read, None reads all. labelling: BatchNorm statistics the teacher labels
     with, `eval` (stored) or `batch` (of the rows asked together). info `overlap`: how many of its classes bear a name
@@ -46,6 +47,7 @@ class OutOfDomain:
     uses_student: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        paths_as_text(self, "data")
         if not isinstance(self.data, str) or not self.data:
             raise ValueError(f"data: expected the name of a data set or a path, found {self.data!r}")
         for setting in ("keep", "limit"):
@@ -58,10 +60,17 @@ class OutOfDomain:
         return (self.data,)
 
     def init(self, problem: Problem, seed: int) -> State:
+        return self.begin(problem, seed, self.name)
+
+    def begin(self, problem: Problem, seed: int, who: str) -> State:
+        """who: the sampler that an error names."""
         from dfkd.data import read_unlabelled  # here, because a data-free run works where data cannot be read at all
 
         spec = problem.spec
-        images, classes = read_unlabelled(self.data, spec.shape, self.limit)
+        try:
+            images, classes = read_unlabelled(self.data, spec.shape, self.limit)
+        except ValueError as error:
+            raise ValueError(f"{who}: {error}") from error
         shared = overlap(classes, spec.class_names or ())
         if shared:
             warnings.warn(
@@ -73,7 +82,9 @@ class OutOfDomain:
         images = images.to(problem.device)
         if self.keep is not None:
             if self.keep > len(images):
-                raise ValueError(f"keep: expected at most the {len(images)} images of {self.data!r}, found {self.keep}")
+                raise ValueError(
+                    f"{who}: keep: expected at most the {len(images)} images of {self.data!r}, found {self.keep}"
+                )
             images = type(images)(images.x[_least_sure(images, problem, self.labelling, self.keep)])
         place = Place(images, seed, problem.device)
         return State(place=place, overlap=torch.tensor(len(shared), device=problem.device))

@@ -15,7 +15,7 @@ from dfkd.problem import Problem
 from dfkd.rng import derive
 from dfkd.types import Batch, whole
 
-from .checks import some_rows, whole_at_least
+from .checks import paths_as_text, some_rows, whole_at_least
 
 Split = Literal["train", "test"]
 
@@ -38,6 +38,7 @@ class Real:
     uses_student: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        paths_as_text(self, "data")
         if not isinstance(self.data, str) or not self.data:
             raise ValueError(f"data: expected the name of a data set or a path, found {self.data!r}")
         if self.split not in get_args(Split):

@@ -9,18 +9,19 @@ from torch import Tensor
 
 from .arrays import Splits, stratified
 
-__all__ = ["SUFFIXES", "open_picture", "read_folder"]
+__all__ = ["SUFFIXES", "is_split", "open_picture", "read_folder", "subfolders"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 TEST_SHARE = 0.2
+SPLIT = ("train", "test")
 
 
 def read_folder(root: Path, size: int | None) -> Splits:
     """Images of one size, or brought to size x size one by one; grey where all are grey, else RGB."""
-    parts = [root / "train", root / "test"]
-    if all(part.is_dir() for part in parts):
+    parts = [root / name for name in SPLIT]
+    if is_split(root):
         classes = _classes(parts[0])
-        extra = sorted(set(_subfolders(parts[1])) - set(classes))
+        extra = sorted(set(subfolders(parts[1])) - set(classes))
         if extra:
             raise ValueError(f"data: {parts[1]} has the class {extra[0]!r}, which {parts[0]} has not")
         found = [_files(part, classes) for part in parts]
@@ -45,14 +46,19 @@ def read_folder(root: Path, size: int | None) -> Splits:
     return Splits(x[train], y[train], x[test], y[test], classes)
 
 
+def is_split(root: Path) -> bool:
+    """Whether it has folders to train and to test on."""
+    return all((root / name).is_dir() for name in SPLIT)
+
+
 def _classes(folder: Path) -> tuple[str, ...]:
-    names = _subfolders(folder)
+    names = subfolders(folder)
     if len(names) < 2:
         raise ValueError(f"data: expected at least two class folders in {folder}, found {len(names)}")
     return tuple(names)
 
 
-def _subfolders(folder: Path) -> list[str]:
+def subfolders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 

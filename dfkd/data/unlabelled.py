@@ -13,7 +13,7 @@ from torch.nn import functional
 from dfkd.bank import is_bank, read_index
 from dfkd.naming import nearest
 
-from .folder import SUFFIXES, open_picture
+from .folder import SUFFIXES, is_split, open_picture, subfolders
 from .load import SOURCES, load
 from .sets import ImageSet
 
@@ -53,12 +53,15 @@ def read_unlabelled(
     """What there is to train on of any source that `load` reads, or all images below a folder without classes.
 
     Brought to `shape` (c, h, w): scaled to fill it, grey made of colours or colours of grey. limit: at most so many
-    rows, the first of a fixed permutation. Beside them the names of the classes, () where there are none.
+    rows, the first of a fixed permutation. Beside them the names of the classes, () where there are none. Of a folder
+    all images are read, in class folders or not, but where it has those to train and to test on apart.
     """
     c, h, w = shape
     folder = Path(source)
     named = source.lower() in {name.lower() for name in SOURCES}
-    if not named and folder.is_dir() and not is_bank(folder) and not _has_classes(folder):
+    if not named and folder.is_file() and folder.suffix != ".npz":
+        raise ValueError(f"data: expected an .npz file or a folder of images, found the file {source!r}")
+    if not named and folder.is_dir() and not is_bank(folder) and not is_split(folder):
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
         if not paths:
             raise ValueError(
@@ -69,7 +72,8 @@ def read_unlabelled(
             order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(_LIMIT_SEED))[:limit]
             paths = [paths[i] for i in order.tolist()]
         pictures = [np.asarray(Image.fromarray(open_picture(path)).resize((w, h), _BILINEAR)) for path in paths]
-        return ImageSet(torch.cat([_channels(_planes([picture]), c) for picture in pictures])), ()
+        x = torch.cat([_channels(_planes([picture]), c) for picture in pictures])
+        return ImageSet(x), tuple(subfolders(folder)) if _has_classes(folder) else ()
     dataset = load(source, size=max(h, w), limit=limit)
     x = dataset.train.x
     if x.shape[2:] != (h, w):

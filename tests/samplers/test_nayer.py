@@ -192,6 +192,10 @@ def test_refuses_embeddings_that_are_none(make_problem: MakeProblem, tmp_path: P
     np.save(tmp_path / "flat.npy", np.zeros(10))
     np.save(tmp_path / "empty.npy", np.zeros((10, 0)))
     np.save(tmp_path / "nan.npy", np.full((10, 2), np.nan))
+    np.save(tmp_path / "large.npy", np.full((10, 2), 1e300))
+    np.save(tmp_path / "complex.npy", np.ones((10, 2), dtype=np.complex128))
+    save_file({"a": torch.ones(10, 2, dtype=torch.complex64)}, str(tmp_path / "complex.safetensors"))
+    np.save(tmp_path / "words.npy", np.full((10, 2), "a"))
     np.save(tmp_path / "twice.npy", np.arange(10.0)[[0, 1, 2, 1, 4, 5, 6, 7, 8, 9], None])
     (tmp_path / "broken.npy").write_text("no array")
     (tmp_path / "broken.safetensors").write_text("no array")
@@ -199,12 +203,19 @@ def test_refuses_embeddings_that_are_none(make_problem: MakeProblem, tmp_path: P
     for name, message in (
         (
             "few.npy",
-            r"embeddings: expected 10 rows, one for each class, found an array of shape \(9, 7\) in '.*few.npy'; "
-            "orthogonal and learned need no file$",
+            r"^nayer: embeddings: expected a row of numbers for each of 10 classes, found an array of shape "
+            r"\(9, 7\) in '.*few.npy'; orthogonal and learned need no file$",
         ),
-        ("flat.npy", r"embeddings: expected 10 rows, one for each class, found an array of shape \(10,\)"),
-        ("empty.npy", r"embeddings: expected 10 rows, one for each class, found an array of shape \(10, 0\)"),
-        ("nan.npy", "embeddings: expected finite numbers, found NaN or infinity"),
+        ("flat.npy", r"embeddings: expected a row of numbers for each of 10 classes, found an array of shape \(10,\)"),
+        ("empty.npy", r"embeddings: expected a row of numbers for each of 10 .*, found an array of shape \(10, 0\)"),
+        ("nan.npy", "embeddings: expected finite numbers of single precision, found others in"),
+        ("large.npy", "embeddings: expected finite numbers of single precision, found others in"),
+        ("complex.npy", "embeddings: cannot read '.*complex.npy': expected real numbers, found complex128; orthogonal"),
+        (
+            "complex.safetensors",
+            "embeddings: cannot read '.*': expected real numbers, found torch.complex64; orthogonal",
+        ),
+        ("words.npy", "embeddings: cannot read '.*words.npy': expected real numbers, found <U1; orthogonal"),
         ("twice.npy", "embeddings: expected rows that tell the classes apart, found those of classes 1 and 3 equal in"),
         (
             "broken.npy",
@@ -218,8 +229,8 @@ def test_refuses_embeddings_that_are_none(make_problem: MakeProblem, tmp_path: P
             replace(TINY, embeddings=str(tmp_path / name)).init(problem, 1)
     with pytest.raises(ValueError, match=r"embeddings: expected orthogonal, learned, or a .npy or .safetensors file"):
         NAYER(embeddings="orthagonal")
-    for none in (None, 3, tmp_path / "few.npy"):
-        with pytest.raises(ValueError, match=r"embeddings: expected orthogonal, learned, or a .npy .* found"):
+    for none, found in ((None, "a NoneType"), (3, "a int"), (torch.rand(10, 2), "a Tensor")):
+        with pytest.raises(ValueError, match=f"embeddings: expected orthogonal, learned, or a .npy .* found {found}$"):
             NAYER(embeddings=none)  # type: ignore[arg-type]  # wrong on purpose
 
 

@@ -15,6 +15,21 @@ def save(path: Path, value: int, size: tuple[int, int] = (10, 12)) -> None:
     Image.fromarray(np.full(size, value, dtype=np.uint8)).save(path)
 
 
+def test_class_folders_give_all_their_images_and_their_names(tmp_path: Path) -> None:
+    for number in range(10):
+        save(tmp_path / ("cat" if number % 2 else "dog") / f"{number}.png", 20 * number, (9 + number, 12))
+    images, classes = read_unlabelled(str(tmp_path), (1, 8, 8))
+    assert classes == ("cat", "dog")
+    assert sorted(images.x[:, 0, 0, 0].tolist()) == [20 * number for number in range(10)]
+    assert len(read_unlabelled(str(tmp_path), (1, 8, 8), 4)[0]) == 4
+
+
+def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(ValueError, match=r"data: expected an .npz file or a folder of images, found the file '.*notes"):
+        read_unlabelled(str(tmp_path / "notes.txt"), (1, 8, 8))
+
+
 def test_class_folders_give_what_there_is_to_train_on(tmp_path: Path) -> None:
     for part, value in (("train", 10), ("test", 200)):
         for name in ("cat", "dog"):
