@@ -23,6 +23,7 @@ _WHERE = {
     "distill": "dfkd.schemes",
     "load": "dfkd.models",
     "load_teacher": "dfkd.models",
+    "scout": "dfkd.scouting",
 }
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "distill",
     "load",
     "load_teacher",
+    "scout",
 ]
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from dfkd.models import load, load_teacher
     from dfkd.problem import Probe, Problem, UnsupportedProblem
     from dfkd.schemes import distill
+    from dfkd.scouting import scout
     from dfkd.types import Batch, InputSpec, Outputs
 
 

@@ -185,8 +185,8 @@ def scout(words: list[str], dry_run: bool, as_json: bool) -> None:
     if dry_run:
         _print_yaml(configuration.dump(config))
         return
-    from dfkd.scout import Scouted, table
-    from dfkd.scout import scout as run
+    from dfkd.scouting import Scouted, table
+    from dfkd.scouting import scout as run
 
     as_device(config.device)
     spec = teacher_spec(config.teacher, "teacher")

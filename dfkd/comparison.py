@@ -22,7 +22,7 @@ from dfkd.claim import claimed, keep_manifest, same_models, what_is_read
 from dfkd.engine import Budget, Optimiser
 from dfkd.fidelity import columns
 from dfkd.files import replace_file
-from dfkd.interfaces import Sampler, default_label, is_data_free, preset_of, sources
+from dfkd.interfaces import Sampler, is_data_free, labelled, preset_of, sources
 from dfkd.jobs import Job, run_all
 from dfkd.losses import KL, Objective, combine
 from dfkd.losses.parts import check_sources
@@ -118,7 +118,7 @@ def compare(
     settings = Settings(
         teacher=teacher,
         student=student,
-        samplers=_labelled(samplers),
+        samplers=labelled(samplers),
         spec=spec,
         data=dataset,
         control_teacher=control_teacher,
@@ -193,19 +193,6 @@ def try_sampler(sampler: Sampler, problem: Problem) -> None:
     counts = {phase: dict(count) for phase, count in problem.teacher.counts.items()}
     sampler.init(problem, derive(0, "try"))
     problem.teacher.counts = counts
-
-
-def _labelled(samplers: "Sequence[Sampler] | Mapping[str, Sampler]") -> dict[str, Sampler]:
-    """Samplers by label; a list gets the names, which must differ."""
-    for sampler in samplers.values() if isinstance(samplers, Mapping) else samplers:
-        if isinstance(sampler, type) or not isinstance(sampler, Sampler):
-            raise ValueError(f"samplers: expected samplers, such as Uniform(), found {sampler!r}")
-    if isinstance(samplers, Mapping):
-        return dict(samplers)
-    labelled = {default_label(sampler): sampler for sampler in samplers}
-    if len(labelled) != len(samplers):
-        raise ValueError("samplers: two of them have the same label; give a mapping from labels of your own")
-    return labelled
 
 
 def _describe(settings: Settings) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from dfkd.registry import GENERATORS, LOSSES, SAMPLERS, SCHEMES, find
 from dfkd.schemes.ensemble import check_rule
 from dfkd.schemes.from_teacher import FromTeacher
 from dfkd.schemes.together import Scheme
-from dfkd.scout import Settings as ScoutSettings
+from dfkd.scouting import Settings as ScoutSettings
 from dfkd.synthesis import Settings as DrawSettings
 
 __all__ = [

@@ -1,7 +1,7 @@
 """The protocols: what a sampler, a loss and a term must offer. Nothing inherits from them."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -21,6 +21,7 @@ __all__ = [
     "Trained",
     "default_label",
     "is_data_free",
+    "labelled",
     "parts",
     "preset_of",
     "sources",
@@ -171,6 +172,19 @@ def preset_of(sampler: Sampler) -> Preset | None:
 def default_label(sampler: Sampler) -> str:
     """Its name and the names of its parts: adversarial-pooled-deep_inversion."""
     return "-".join(part.name for part in walk(sampler))
+
+
+def labelled(samplers: "Sequence[Sampler] | Mapping[str, Sampler]") -> dict[str, Sampler]:
+    """Samplers by label; a list gets the names, which must differ."""
+    for sampler in samplers.values() if isinstance(samplers, Mapping) else samplers:
+        if isinstance(sampler, type) or not isinstance(sampler, Sampler):
+            raise ValueError(f"samplers: expected samplers, such as Uniform(), found {sampler!r}")
+    if isinstance(samplers, Mapping):
+        return dict(samplers)
+    found = {default_label(sampler): sampler for sampler in samplers}
+    if len(found) != len(samplers):
+        raise ValueError("samplers: two of them have the same label; give a mapping from labels of your own")
+    return found
 
 
 def is_data_free(sampler: Sampler) -> bool:

@@ -47,6 +47,14 @@ def teacher_spec(teacher: TeacherConfig, where: str) -> InputSpec:
     """The input: of the data where some is named, else as shape and classes say, else of the weights file."""
     if teacher.members:
         return _one_spec(teacher, where)
+    if teacher.weights is not None and teacher.model is None:
+        with _at(where):
+            known = read_metadata(teacher.weights) is not None
+        if not known:
+            raise ValueError(
+                f"{where}: {teacher.weights} does not say what network it is of; name it by {where}.model=, and what "
+                f"it takes by {where}.shape= and {where}.classes=, or by {where}.data="
+            )
     if teacher.data is not None:
         from dfkd.data import load  # here, so that a data-free run never imports it
 

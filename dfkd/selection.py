@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from dfkd.results import Line
-from dfkd.scout import Scouted, ranked
+from dfkd.scouting import Scouted, ranked
 
 __all__ = ["preference"]
 

@@ -25,7 +25,7 @@ from dfkd.pixels import to_bytes, to_pixels
 from dfkd.problem import PHASES, Problem
 from dfkd.rng import derive
 from dfkd.runtime import Bar, Interruption, agree, arithmetic
-from dfkd.scout import learn
+from dfkd.scouting import learn
 from dfkd.types import Batch
 
 __all__ = ["Settings", "synthesize"]

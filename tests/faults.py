@@ -587,10 +587,10 @@ FAULTS = (
     ),
     Fault(
         "the scout likes images far from the teacher's data",
-        "dfkd/scout.py",
+        "dfkd/scouting.py",
         '"batchnorm_gauss": False',
         '"batchnorm_gauss": True',
-        ("tests/dfkd/test_scout.py::test_score_by_hand",),
+        ("tests/dfkd/test_scouting.py::test_score_by_hand",),
     ),
     Fault(
         "the mirrored way back is not turned",

@@ -23,8 +23,8 @@ from dfkd.files import replace_file
 from dfkd.interfaces import is_data_free, walk
 from dfkd.naming import unknown
 from dfkd.resolve import say, student_of
-from dfkd.scout import Settings as ScoutSettings
-from dfkd.scout import scout
+from dfkd.scouting import Settings as ScoutSettings
+from dfkd.scouting import scout
 
 from .analysis import correlations, misplaced, orders, table
 from .comparison import Comparison, agreements, opened, preferences

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
-from dfkd.scout import CRITERIA, Scouted, ranked, resolution
+from dfkd.scouting import CRITERIA, Scouted, ranked, resolution
 
 __all__ = ["Correlation", "correlate", "correlations", "misplaced", "orders", "spearman", "table"]
 

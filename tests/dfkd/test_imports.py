@@ -27,7 +27,7 @@ CORE = {
     "compilation",
 }
 RUN = {"engine", "runtime", "checkpoint", "schedule"}
-COMPARE = {"comparison", "plan", "cells", "scoring", "claim", "jobs", "scout", "selection", "synthesis"}
+COMPARE = {"comparison", "plan", "cells", "scoring", "claim", "jobs", "scouting", "selection", "synthesis"}
 WORDS = {
     "candidates",
     "config",

@@ -11,12 +11,13 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+import dfkd
 from dfkd.candidates import candidates
 from dfkd.interfaces import Sampler, walk
 from dfkd.problem import Problem, UnsupportedProblem
 from dfkd.registry import SAMPLERS
 from dfkd.rng import Stream
-from dfkd.scout import CRITERIA, Scouted, Settings, ranked, scout, table
+from dfkd.scouting import CRITERIA, Scouted, Settings, ranked, scout, table
 from dfkd.types import Batch, InputSpec
 from samplers import CMI, NAYER, DeepInversion, Pooled, SRe2L, Uniform
 
@@ -166,6 +167,7 @@ def test_what_no_sampler_has_is_neither_a_column_nor_in_the_score(network: Netwo
     assert "BatchNorm" not in text
     assert "averaged over classes (more), variety (more)\n" in text
     text = table(look(network, {"uniform": Uniform(), "toy": Toy()}))
+    assert "a bad one on MNIST" in text
     assert "averaged over classes (more), BatchNorm (less), variety (more)\n" in text
     assert "\nBatchNorm: nats per channel" in text
 
@@ -296,3 +298,23 @@ def test_command_without_samplers_takes_all(run: Callable[..., Any]) -> None:
     names = [name for entry in settings["samplers"] for name in entry]
     assert {"real", "uniform", "pooled", "adversarial", "generative"} <= set(names)
     assert run("scout").err.startswith("dfkd: settings: teacher is missing; give teacher=VALUE")
+
+
+def test_a_list_of_samplers_is_labelled_as_for_compare(network: Network) -> None:
+    found = dfkd.scout(network(), network(), [Uniform(), Pooled(DeepInversion(steps=1))], spec=SPEC, settings=QUICK)
+    assert {one.label for one in found} == {"uniform", "pooled-deep_inversion"}
+    with pytest.raises(ValueError, match=r"samplers: expected samplers, such as Uniform\(\), found 'uniform'"):
+        dfkd.scout(network(), network(), ["uniform"], spec=SPEC)  # type: ignore[list-item]  # wrong on purpose
+    with pytest.raises(ValueError, match="samplers: two of them have the same label"):
+        dfkd.scout(network(), network(), [Uniform(), Uniform()], spec=SPEC)
+
+
+def test_weights_of_an_unknown_network_are_told_what_to_say(
+    run: Callable[..., Any], tmp_path: Path, network: Network
+) -> None:
+    file = tmp_path / "own.pt"
+    torch.save(network().state_dict(), file)
+    for words in ([], ["teacher.shape=[1,8,8]", "teacher.classes=4"]):
+        said = run("scout", str(file), *words)
+        assert said.status == 2
+        assert "own.pt does not say what network it is of; name it by teacher.model=" in said.err

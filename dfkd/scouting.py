@@ -12,8 +12,7 @@ teacher's confidence and the change of its mean prediction between batches are s
 is always the same class with certainty is best in both. Nor are the share of rows that lie within one small step of
 another class (all is inside one class: nothing is taught of the boundaries; all on a boundary: of nothing else) and how
 fast the images' power falls with frequency (photographs: -2, white noise: 0): neither has a better end.
-What it does not see: how hard the inputs are to learn from, what a search against a student that learns would add, and
-what a generator becomes after the few rounds that it is given here.
+What it does not see is said at `scout`.
 """
 
 import math
@@ -29,7 +28,7 @@ import torch
 from torch import nn
 
 from dfkd.fidelity.diagnostics import DIAGNOSTICS, LayerShift, diagnose
-from dfkd.interfaces import Sampler, StudentFactory, is_data_free, walk
+from dfkd.interfaces import Sampler, StudentFactory, is_data_free, labelled, walk
 from dfkd.losses import KL
 from dfkd.pixels import to_bytes
 from dfkd.problem import Problem
@@ -94,7 +93,7 @@ class Scouted:
 def scout(
     teacher: nn.Module,
     student: "str | StudentFactory | nn.Module",
-    samplers: Mapping[str, Sampler],
+    samplers: Sequence[Sampler] | Mapping[str, Sampler],
     *,
     spec: InputSpec,
     settings: Settings | None = None,
@@ -103,9 +102,12 @@ def scout(
 ) -> list[Scouted]:
     """The samplers by score, best first, then those that cannot be used with this teacher, with the reason.
 
-    student: as for `distill`; it stays as untrained as it is. Both models are left as they were.
+    teacher: takes (n, c, h, w) pixels of `spec`, returns (n, k) logits. student: as for `distill`; it stays as
+    untrained as it is. Both models are left as they were. samplers: as for `compare`; `table` prints what is returned.
+    A guess: no student is trained. It does not see how hard the inputs are to learn from, what a search against a
+    student that learns would add, and what a generator becomes after the few rounds that it is given here.
     """
-    settings = settings or Settings()
+    settings, samplers = settings or Settings(), labelled(samplers)
     fresh = make_student(student, spec, settings.seed)
     problem = make_problem(teacher, fresh, spec, seed=derive(settings.seed, "scout"), device=device)
     problem.horizon = HORIZON
@@ -276,6 +278,10 @@ def table(found: Sequence[Scouted]) -> str:
     if any(one.learned for one in usable):
         lines.append("*: follows the student, and had an untrained one: what it becomes in a run is not seen here")
     lines.append("No student was trained: this is a guess at what one would learn, not a measurement of it.")
+    if any(name == "batchnorm_gauss" for _, name in used):
+        lines.append(
+            "For teachers with BatchNorm it was a good one on digits and a bad one on MNIST (experiments/scout)."
+        )
     unusable = [one for one in found if one.reason is not None]
     if unusable:
         lines += ["", "not scored:", *(f"    {one.label}: {one.reason}" for one in unusable)]
