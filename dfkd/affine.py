@@ -19,7 +19,8 @@ def affine(layers: Iterable[nn.Module]) -> Iterator[None]:
     """Inside, these layers are quicker. Their weights and what they have stored must not change meanwhile.
 
     Of `layers`, those are meant that are torch's own BatchNorm with stored statistics; others, and these while in
-    training mode, do what they always did. No gradient reaches their weights. Answers differ by rounding.
+    training mode or given maps of another precision, do what they always did. No gradient reaches their weights. Answers
+    differ by rounding.
     """
     changed = [
         part
@@ -49,7 +50,7 @@ def _multiplied_and_added(part: _BatchNorm) -> Callable[[Tensor], Tensor]:
         shift = shift if part.bias is None else shift + part.bias
 
     def forward(x: Tensor) -> Tensor:
-        if part.training:
+        if part.training or x.dtype != scale.dtype:  # rounded maps would come out in full
             return plain(x)
         channels = (-1, *(1,) * (x.ndim - 2))
         return torch.addcmul(shift.view(channels), x, scale.view(channels))

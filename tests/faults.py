@@ -369,8 +369,8 @@ FAULTS = (
     Fault(
         "BatchNorm in evaluation mode where the batch's own statistics are meant",
         "dfkd/affine.py",
-        "if part.training:",
-        "if not part:",
+        "if part.training or",
+        "if",
         ("tests/dfkd/test_affine.py::test_in_training_mode_statistics_are_those_of_the_batch",),
     ),
     Fault(

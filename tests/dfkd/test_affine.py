@@ -74,6 +74,14 @@ def test_in_training_mode_statistics_are_those_of_the_batch() -> None:
         torch.testing.assert_close(part(x), (x - mean) / (var + part.eps).sqrt() * weight + bias)
 
 
+def test_maps_of_another_precision_stay_so() -> None:
+    part, x = layer().float(), images().detach().bfloat16()
+    expected = part(x)
+    with affine([part]):
+        assert part(x).dtype == torch.bfloat16
+        torch.testing.assert_close(part(x), expected)
+
+
 def test_afterwards_it_is_as_before_even_after_an_error() -> None:
     part = layer()
     with pytest.raises(ZeroDivisionError), affine([part]):
