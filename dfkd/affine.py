@@ -19,8 +19,8 @@ def affine(layers: Iterable[nn.Module]) -> Iterator[None]:
     """Inside, these layers are quicker. Their weights and what they have stored must not change meanwhile.
 
     Of `layers`, those are meant that are torch's own BatchNorm with stored statistics; others, and these while in
-    training mode or given maps of another precision, do what they always did. No gradient reaches their weights. Answers
-    differ by rounding.
+    training mode or given maps of another precision, do what they always did. No gradient reaches their weights.
+    Answers differ by rounding.
     """
     changed = [
         part
