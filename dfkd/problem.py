@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 CAPABILITIES = ("logits", "input_grad", "batchnorm", "features", "penultimate")
-"""logits: all. input_grad: gradients, not all of them 0, reach the input. batchnorm: layers with stored statistics.
+"""logits: all. input_grad: gradients reach the input. batchnorm: layers with stored statistics.
 features: taps. penultimate: a linear layer gives the logits, and what it is given are the penultimate features."""
 
 PENULTIMATE = "penultimate"
@@ -172,6 +172,23 @@ class Probe:
                 found.add("penultimate")
             self._capabilities = frozenset(found)
         return self._capabilities
+
+    @cached_property
+    def flat(self) -> bool:
+        """Whether its gradient to its input is 0 all over noise, as where it rounds what it is given (not counted).
+
+        False where no gradient reaches the input. As long as its weights are those it was first asked with.
+        """
+        if "input_grad" not in self.capabilities:
+            return False
+        numbers = torch.Generator().manual_seed(0)
+        noise = torch.rand(2, *self.spec.shape, generator=numbers)
+        x = (self.spec.low + self.spec.span * noise).to(self.device).requires_grad_(True)
+        with self.uncounted(), torch.enable_grad(), self.frozen():
+            logits = self(x).logits
+            weights = torch.randn(logits.shape, generator=numbers).to(self.device)
+            (slope,) = torch.autograd.grad(logits, x, weights)
+        return not bool((slope != 0).any())  # sync
 
     def require(self, *needs: str, who: str) -> None:
         """UnsupportedProblem naming `who` and the first capability that is missing."""
@@ -334,19 +351,11 @@ class Probe:
                 part.training = True
 
     def _answers_with_gradient(self) -> bool:
-        """To noise, as a network that has gradients may be flat where an image is even."""
-        counts, numbers = self._counts_copy(), torch.Generator().manual_seed(0)
-        noise = torch.rand(2, *self.spec.shape, generator=numbers)
-        x = (self.spec.low + self.spec.span * noise).to(self.device).requires_grad_(True)
+        counts = self._counts_copy()
+        x = torch.full((2, *self.spec.shape), self.spec.middle, device=self.device, requires_grad=True)
         try:
             with torch.enable_grad(), self.frozen():  # so that it is the input's gradient, not the weights'
-                logits = self(x).logits
-                if not logits.requires_grad:
-                    return False
-                weights = torch.randn(logits.shape, generator=numbers).to(self.device)
-                (slope,) = torch.autograd.grad(logits, x, weights, allow_unused=True)
-                # of a network that rounds what it is given it is 0 everywhere
-                return slope is not None and bool((slope != 0).any())  # sync
+                return bool(self(x).logits.requires_grad)
         except (RuntimeError, TypeError, IndexError, AttributeError):
             return False
         finally:

@@ -65,6 +65,11 @@ def requires(problem: Problem, *needs: str, who: str, of_student: bool = False) 
             others = [name for name in INSTEAD.get(need, ()) if name != who]  # no sampler in place of itself
             hint = f"; {', '.join(others)} do without" if others else ""
             raise UnsupportedProblem(f"{error}{hint}") from error
+    if "input_grad" in needs and not of_student and problem.teacher.flat:  # of a student that may be what it has become
+        raise UnsupportedProblem(
+            f"{who}: needs a teacher with input_grad; this teacher's is 0 all over noise, as where pixels are rounded; "
+            f"{', '.join(INSTEAD['input_grad'])} do without"
+        )
 
 
 def one_mode(batch: Batch, who: str) -> BatchNormMode:

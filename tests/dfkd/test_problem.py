@@ -620,16 +620,19 @@ def test_trainable_weights_are_not_taken_for_input_gradients() -> None:
     assert "input_grad" not in Probe(Deaf(), InputSpec((1, 8, 8), 10)).capabilities
 
 
-def test_a_gradient_that_is_zero_everywhere_is_none() -> None:
+def test_a_gradient_that_is_zero_everywhere_is_told() -> None:
     class Rounded(Net):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward((x * 255).round() / 255)
 
     with initialised(1):
-        assert "input_grad" not in Probe(Rounded(), SPEC).capabilities
+        rounded, plain = Probe(Rounded(), SPEC), Probe(Net(), SPEC)
+    assert (rounded.flat, plain.flat) == (True, False)
+    assert "input_grad" in rounded.capabilities  # autograd passes it through
+    assert rounded.counts == plain.counts == Probe(Net(), SPEC).counts
 
 
-def test_a_network_that_is_flat_where_images_are_even_has_gradients() -> None:
+def test_a_network_that_is_flat_where_images_are_even_is_not_flat() -> None:
     class Edges(nn.Module):
         """Nothing of an even image passes its ReLU."""
 
@@ -637,4 +640,4 @@ def test_a_network_that_is_flat_where_images_are_even_has_gradients() -> None:
             logits: Tensor = torch.relu(x.diff(dim=3).abs() - 0.01).flatten(1)[:, :3]
             return logits
 
-    assert "input_grad" in Probe(Edges(), SPEC).capabilities
+    assert not Probe(Edges(), SPEC).flat

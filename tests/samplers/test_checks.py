@@ -5,11 +5,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
-from dfkd.problem import Problem, UnsupportedProblem
+from dfkd.interfaces import Sampler
+from dfkd.problem import Probe, Problem, UnsupportedProblem
 from dfkd.registry import SAMPLERS, find
 from dfkd.types import InputSpec
+from samplers import CMI, DFAD, Adversarial, DeepInversion, Energy, Pooled, Robust, Uniform
 from samplers.checks import INSTEAD, at_least, between, one_of, positive, requires, whole_at_least
 
 MakeProblem = Callable[..., Problem]
@@ -56,3 +58,33 @@ def test_names_the_need_and_who_does_without(
         requires(problem, "input_grad", who="toy", of_student=True)
     with pytest.raises(UnsupportedProblem, match=r"with features; this teacher has logits, input_grad$"):
         requires(problem, "features", who="toy")
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        DFAD(batch=16),
+        Energy(buffer=16, batch=16),
+        Pooled(DeepInversion(steps=1)),
+        Adversarial(Uniform()),
+        Robust((CMI(steps=1, batch=16), Uniform())),
+    ],
+    ids=lambda sampler: sampler.name,
+)
+def test_a_teacher_that_rounds_its_pixels_gives_no_search_a_slope(sampler: Sampler, make_problem: MakeProblem) -> None:
+    class Rounding(nn.Module):
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net((x * 255).round() / 255)  # type: ignore[no-any-return]
+
+    problem = make_problem()
+    problem.teacher = Probe(Rounding(problem.teacher.module), problem.spec)
+    with pytest.raises(
+        UnsupportedProblem, match=r"needs a teacher with input_grad; .* 0 all over noise, .*; smoothed, "
+    ):
+        sampler.init(problem, 1)
+    problem.teacher, problem.student = problem.student, problem.teacher  # of a student that may be what it has become
+    sampler.init(problem, 1)

@@ -585,6 +585,7 @@ def test_counts_every_image(row: str, make_problem: MakeProblem) -> None:
     for role in ("teacher", "student"):
         probe = Probe(Tally(getattr(problem, role).module), problem.spec, name=role)
         assert "input_grad" in probe.capabilities  # asked once, and not counted
+        assert not probe.flat
         tally = probe.module
         assert isinstance(tally, Tally)
         tally.forwards = tally.backwards = 0
