@@ -18,9 +18,9 @@ __all__ = ["affine"]
 def affine(layers: Iterable[nn.Module]) -> Iterator[None]:
     """Inside, these layers are quicker. Their weights and what they have stored must not change meanwhile.
 
-    Of `layers`, those are meant that are torch's own BatchNorm with stored statistics; others, and these while in
-    training mode or given maps of another precision, do what they always did. No gradient reaches their weights.
-    Answers differ by rounding.
+    Of `layers`, those are meant that are torch's own BatchNorm with stored statistics, and that no hook stands before;
+    others, and these while in training mode or given maps of another precision, do what they always did. No gradient
+    reaches their weights. Answers differ by rounding.
     """
     changed = [
         part
@@ -28,6 +28,7 @@ def affine(layers: Iterable[nn.Module]) -> Iterator[None]:
         if isinstance(part, _BatchNorm)
         and type(part).forward is _BatchNorm.forward
         and "forward" not in vars(part)  # somebody's own
+        and not part._forward_pre_hooks  # they may set its weights at each call, as torch's pruning does
         and part.running_mean is not None
     ]
     for part in changed:

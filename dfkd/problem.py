@@ -177,7 +177,7 @@ class Probe:
     def flat(self) -> bool:
         """Whether its gradient to its input is 0 all over noise, as where it rounds what it is given (not counted).
 
-        False where no gradient reaches the input. As long as its weights are those it was first asked with.
+        False where its answers know of no gradient. Found out once.
         """
         if "input_grad" not in self.capabilities:
             return False
@@ -187,8 +187,8 @@ class Probe:
         with self.uncounted(), torch.enable_grad(), self.frozen():
             logits = self(x).logits
             weights = torch.randn(logits.shape, generator=numbers).to(self.device)
-            (slope,) = torch.autograd.grad(logits, x, weights)
-        return not bool((slope != 0).any())  # sync
+            (slope,) = torch.autograd.grad(logits, x, weights, allow_unused=True)
+        return slope is None or not bool((slope != 0).any())  # sync
 
     def require(self, *needs: str, who: str) -> None:
         """UnsupportedProblem naming `who` and the first capability that is missing."""
@@ -604,7 +604,10 @@ class Problem:
 
     @contextmanager
     def searching(self) -> Iterator[None]:
-        """Inside, both models are frozen and what they are asked counts as synthesis."""
+        """Inside, both models are frozen and what they are asked counts as synthesis.
+
+        What BatchNorm computes by is taken when it begins: inside, models are not trained, copied or saved.
+        """
         with ExitStack() as stack:
             for probe in (self.teacher, self.student):
                 stack.enter_context(probe.frozen())

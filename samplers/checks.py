@@ -67,7 +67,7 @@ def requires(problem: Problem, *needs: str, who: str, of_student: bool = False) 
             raise UnsupportedProblem(f"{error}{hint}") from error
     if "input_grad" in needs and not of_student and problem.teacher.flat:  # of a student that may be what it has become
         raise UnsupportedProblem(
-            f"{who}: needs a teacher with input_grad; this teacher's is 0 all over noise, as where pixels are rounded; "
+            f"{who}: needs a teacher with input_grad; this teacher's is 0 all over noise, as where it rounds; "
             f"{', '.join(INSTEAD['input_grad'])} do without"
         )
 

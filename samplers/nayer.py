@@ -113,7 +113,7 @@ class NAYER:
         if not word or (self.embeddings not in WITHOUT_FILE and Path(self.embeddings).suffix not in SUFFIXES):
             raise ValueError(
                 f"embeddings: expected {', '.join(WITHOUT_FILE)}, or a .npy or .safetensors file, "
-                f"found {repr(self.embeddings) if word else f'a {type(self.embeddings).__name__}'}"
+                f"found {repr(self.embeddings) if word else f'a value of type {type(self.embeddings).__name__}'}"
             )
         if not self._objective(0).terms:
             raise ValueError("one_hot: expected it or batchnorm above 0, found nothing to look for in the first rounds")
@@ -245,7 +245,9 @@ def embeddings_of(source: str, k: int, length: int) -> Tensor:
         )
     found = found.float()
     if not bool(torch.isfinite(found).all()):  # sync
-        raise ValueError(f"embeddings: expected finite numbers of single precision, found others in {source!r}")
+        raise ValueError(
+            f"embeddings: expected finite numbers, found NaN, infinity or one beyond single precision in {source!r}"
+        )
     first: dict[tuple[float, ...], int] = {}
     for row, values in enumerate(found.tolist()):  # sync
         other = first.setdefault(tuple(values), row)

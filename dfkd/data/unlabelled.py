@@ -61,8 +61,14 @@ def read_unlabelled(
     named = source.lower() in {name.lower() for name in SOURCES}
     if not named and folder.is_file() and folder.suffix != ".npz":
         raise ValueError(f"data: expected an .npz file or a folder of images, found the file {source!r}")
-    if not named and folder.is_dir() and not is_bank(folder) and not is_split(folder):
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    classes = tuple(subfolders(folder)) if not named and folder.is_dir() and _has_classes(folder) else ()
+    if not named and folder.is_dir() and not is_bank(folder) and not (classes and is_split(folder)):
+        places = [folder / name for name in classes] or [
+            folder
+        ]  # a link to a folder is one of them, a hidden one is not
+        paths = sorted(
+            path for place in places for path in place.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
+        )
         if not paths:
             raise ValueError(
                 f"data: expected images ({', '.join(SUFFIXES[:3])}, ...) in {folder}, found none; "
@@ -73,7 +79,7 @@ def read_unlabelled(
             paths = [paths[i] for i in order.tolist()]
         pictures = [np.asarray(Image.fromarray(open_picture(path)).resize((w, h), _BILINEAR)) for path in paths]
         x = torch.cat([_channels(_planes([picture]), c) for picture in pictures])
-        return ImageSet(x), tuple(subfolders(folder)) if _has_classes(folder) else ()
+        return ImageSet(x), classes
     dataset = load(source, size=max(h, w), limit=limit)
     x = dataset.train.x
     if x.shape[2:] != (h, w):

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from dfkd.affine import affine
 from dfkd.problem import Probe, Problem
@@ -59,10 +60,20 @@ def test_maps_stay_as_they_lie() -> None:
 
 def test_hooks_see_what_they_always_see() -> None:
     part, x, seen = layer(), images(), []
-    part.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     with affine([part]):
+        part.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
         part(x)
     assert seen[0] is x
+
+
+def test_weights_that_a_hook_sets_at_each_call_are_those_of_the_call() -> None:
+    part, x = layer(), images()
+    prune.l1_unstructured(part, "weight", 0.4)
+    with torch.no_grad():
+        part.weight_orig.mul_(2.0)  # `weight` follows at the next call
+        with affine([part]):
+            found = part(x)
+    torch.testing.assert_close(found, part(x))
 
 
 def test_in_training_mode_statistics_are_those_of_the_batch() -> None:
@@ -130,6 +141,12 @@ def problem(side: int) -> Problem:
     with initialised(4):
         teacher, student = Probe(Net(), spec), Probe(Net(), spec, name="student")
     return Problem(teacher, student, spec, torch.device("cpu"))
+
+
+def test_on_a_device_that_was_not_measured_nothing_is_replaced() -> None:
+    probe = Probe(Net(), InputSpec((1, 16, 16), 3), device="meta")
+    with probe.quicker_batchnorm():
+        assert "forward" not in vars(probe.module.norm)
 
 
 @pytest.mark.parametrize(("side", "quicker"), [(16, True), (8, False)])

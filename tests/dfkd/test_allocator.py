@@ -1,9 +1,11 @@
 """Memory that was freed is there for the next step, in processes that are ours and that nobody has tuned."""
 
+import ctypes
 import os
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,6 +49,29 @@ def faults_elsewhere(keep: bool, **environment: str) -> float:
 
 def test_blocks_are_paid_for_in_the_first_steps_alone() -> None:
     assert faults_elsewhere(keep=True) < FEW
+
+
+@pytest.mark.parametrize("accepts", [True, False])
+def test_both_limits_or_none(accepts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An old glibc refuses the first; the second alone would make every block cost its pages anew."""
+    asked: list[tuple[int, int]] = []
+
+    def mallopt(which: int, value: int) -> int:
+        asked.append((which, value))
+        return int(accepts)
+
+    for name in filter(tuned, list(os.environ)):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    keep_freed_memory()
+    assert asked == [(-3, 80 * 2**20), (-1, 512 * 2**20)][: 2 if accepts else 1]
+
+
+@pytest.mark.parametrize("variable", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
+def test_who_has_tuned_it_is_not_overruled(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "2")
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("asked the allocator"))
+    keep_freed_memory()
 
 
 def test_a_process_that_was_tuned_is_left_alone() -> None:

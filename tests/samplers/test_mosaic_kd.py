@@ -167,7 +167,7 @@ def test_says_what_it_reads() -> None:
 
 
 def test_a_folder_of_pictures(tmp_path: Path, make_problem: MakeProblem) -> None:
-    with pytest.raises(ValueError, match=r"data: expected images .*, found none"):
+    with pytest.raises(ValueError, match=r"^mosaic_kd: data: expected images .*, found none"):
         MosaicKD(str(tmp_path), **SMALL).init(make_problem(), 1)
     pixels = np.random.default_rng(1).integers(0, 256, (15, 20, 3, 14), dtype=np.uint8)
     for place in range(14):

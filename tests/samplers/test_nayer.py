@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dfkd.claim import what_is_read
 from dfkd.interfaces import preset_of
 from dfkd.losses import KL
 from dfkd.problem import Problem, UnsupportedProblem
 from generators.noisy_layer import LabelGenerator
-from samplers import NAYER, Augmented, Pooled
+from samplers import NAYER, Augmented, Mixture, Pooled, Uniform
 from samplers.ingredients import Disagreement, MovingBatchNorm, OneHot, Rounds
 from samplers.state import State
 
@@ -208,8 +209,8 @@ def test_refuses_embeddings_that_are_none(make_problem: MakeProblem, tmp_path: P
         ),
         ("flat.npy", r"embeddings: expected a row of numbers for each of 10 classes, found an array of shape \(10,\)"),
         ("empty.npy", r"embeddings: expected a row of numbers for each of 10 .*, found an array of shape \(10, 0\)"),
-        ("nan.npy", "embeddings: expected finite numbers of single precision, found others in"),
-        ("large.npy", "embeddings: expected finite numbers of single precision, found others in"),
+        ("nan.npy", "embeddings: expected finite numbers, found NaN, infinity or one beyond single precision in"),
+        ("large.npy", "embeddings: expected finite numbers, found NaN, infinity or one beyond single precision in"),
         ("complex.npy", "embeddings: cannot read '.*complex.npy': expected real numbers, found complex128; orthogonal"),
         (
             "complex.safetensors",
@@ -229,8 +230,10 @@ def test_refuses_embeddings_that_are_none(make_problem: MakeProblem, tmp_path: P
             replace(TINY, embeddings=str(tmp_path / name)).init(problem, 1)
     with pytest.raises(ValueError, match=r"embeddings: expected orthogonal, learned, or a .npy or .safetensors file"):
         NAYER(embeddings="orthagonal")
-    for none, found in ((None, "a NoneType"), (3, "a int"), (torch.rand(10, 2), "a Tensor")):
-        with pytest.raises(ValueError, match=f"embeddings: expected orthogonal, learned, or a .npy .* found {found}$"):
+    for none, found in ((None, "NoneType"), (3, "int"), (torch.rand(10, 2), "Tensor")):
+        with pytest.raises(
+            ValueError, match=f"embeddings: expected orthogonal, learned, or a .npy .* found a value of type {found}$"
+        ):
             NAYER(embeddings=none)  # type: ignore[arg-type]  # wrong on purpose
 
 
@@ -252,3 +255,8 @@ def test_what_it_refuses(make_problem: MakeProblem) -> None:
     flat = make_problem(teacher=lambda spec: nn.Sequential(nn.Flatten(), nn.Linear(64, spec.num_classes)))
     with pytest.raises(UnsupportedProblem, match="nayer: needs a teacher with batchnorm; this teacher has logits"):
         TINY.init(flat, 1)
+
+
+def test_a_file_that_is_gone_names_who_reads_it() -> None:
+    with pytest.raises(ValueError, match=r"^data: no such file or folder: 'gone.npy', which nayer reads$"):
+        what_is_read([Mixture((Uniform(), NAYER(embeddings="gone.npy")))])

@@ -24,6 +24,28 @@ def test_class_folders_give_all_their_images_and_their_names(tmp_path: Path) -> 
     assert len(read_unlabelled(str(tmp_path), (1, 8, 8), 4)[0]) == 4
 
 
+def test_links_are_classes_and_what_is_hidden_is_none(tmp_path: Path) -> None:
+    for place in (
+        "elsewhere/0.png",
+        "elsewhere/1.png",
+        "root/dog/2.png",
+        "root/.thumbnails/3.png",
+        "root/dog/deep/4.png",
+    ):
+        save(tmp_path / place, 7)
+    (tmp_path / "root" / "cat").symlink_to(tmp_path / "elsewhere")
+    images, classes = read_unlabelled(str(tmp_path / "root"), (1, 8, 8))
+    assert classes == ("cat", "dog")
+    assert len(images) == 4
+
+
+def test_folders_to_train_and_to_test_on_without_classes_are_folders(tmp_path: Path) -> None:
+    for place in ("train/a.png", "test/b.png", "c.png"):
+        save(tmp_path / place, 7)
+    images, classes = read_unlabelled(str(tmp_path), (1, 8, 8))
+    assert (len(images), classes) == (3, ())
+
+
 def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(ValueError, match=r"data: expected an .npz file or a folder of images, found the file '.*notes"):
