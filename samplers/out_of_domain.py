@@ -31,11 +31,10 @@ class OutOfDomain:
 
     data: a folder of images, all of which are read, in class folders or not; an .npz file, or a data set by name, of
     which those to train on are (of a folder with `train` and `test`, too). A folder that `data:` splits to score on is
-    read whole here, test images and all. keep: only so many of
-    them, those of highest entropy under the teacher, which is asked about all of them whenever a run starts or goes on;
-    None keeps all. limit: how many images are read, None reads all. labelling: BatchNorm statistics the teacher labels
-    with, `eval` (stored) or `batch` (of the rows asked together). info `overlap`: how many of its classes bear a name
-    of the teacher's.
+    read whole here, test images and all. keep: only so many of them, those of highest entropy under the teacher, which
+    is asked about all of them whenever a run starts or goes on; None keeps all. limit: how many images are read, None
+    reads all. labelling: BatchNorm statistics the teacher labels with, `eval` (stored) or `batch` (of the rows asked
+    together). info `overlap`: how many of its classes bear a name of the teacher's.
     """
 
     data: str

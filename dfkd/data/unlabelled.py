@@ -61,11 +61,11 @@ def read_unlabelled(
     named = source.lower() in {name.lower() for name in SOURCES}
     if not named and folder.is_file() and folder.suffix != ".npz":
         raise ValueError(f"data: expected an .npz file or a folder of images, found the file {source!r}")
-    classes = tuple(subfolders(folder)) if not named and folder.is_dir() and _has_classes(folder) else ()
-    if not named and folder.is_dir() and not is_bank(folder) and not (classes and is_split(folder)):
-        places = [folder / name for name in classes] or [
-            folder
-        ]  # a link to a folder is one of them, a hidden one is not
+    of_images = not named and folder.is_dir() and not is_bank(folder)
+    classes = tuple(subfolders(folder)) if of_images and _has_classes(folder) else ()
+    if of_images and not (classes and is_split(folder)):
+        # one by one, so that a folder that is a link is read and one that is hidden is not
+        places = [folder / name for name in classes] or [folder]
         paths = sorted(
             path for place in places for path in place.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
         )

@@ -301,10 +301,11 @@ def test_command_without_samplers_takes_all(run: Callable[..., Any]) -> None:
 
 
 def test_a_list_of_samplers_is_labelled_as_for_compare(network: Network) -> None:
+    wrong: Any = ["uniform"]
     found = dfkd.scout(network(), network(), [Uniform(), Pooled(DeepInversion(steps=1))], spec=SPEC, settings=QUICK)
     assert {one.label for one in found} == {"uniform", "pooled-deep_inversion"}
     with pytest.raises(ValueError, match=r"samplers: expected samplers, such as Uniform\(\), found 'uniform'"):
-        dfkd.scout(network(), network(), ["uniform"], spec=SPEC)  # type: ignore[list-item]  # wrong on purpose
+        dfkd.scout(network(), network(), wrong, spec=SPEC)
     with pytest.raises(ValueError, match="samplers: two of them have the same label"):
         dfkd.scout(network(), network(), [Uniform(), Uniform()], spec=SPEC)
 

@@ -78,7 +78,8 @@ def test_a_teacher_that_rounds_its_pixels_gives_no_search_a_slope(sampler: Sampl
             self.net = net
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.net((x * 255).round() / 255)  # type: ignore[no-any-return]
+            logits: Tensor = self.net((x * 255).round() / 255)
+            return logits
 
     problem = make_problem()
     problem.teacher = Probe(Rounding(problem.teacher.module), problem.spec)
