@@ -16,6 +16,8 @@ from generators.trunk import Trunk
 from samplers import PreDFKD
 from samplers.state import State
 
+from .by_hand import CLOSE
+
 MakeProblem = Callable[..., Problem]
 
 SMALL: dict[str, Any] = {"latent": 6, "batch": 12, "learning_rate": 1e-3, "memory_new": 5, "memory_old": 3}
@@ -60,6 +62,7 @@ def slow_objective(problem: Problem, features: nn.Module, x: Tensor) -> Tensor:
     return loss - js.clamp(0.0, 1.0)  # theirs is larger by 1 throughout
 
 
+@pytest.mark.usefixtures("doubles")
 def test_the_generators_steps_are_those_of_a_loop_by_hand(make_problem: MakeProblem) -> None:
     """METHODS 3.10: one Adam as torch has it, over a trunk of METHODS 2 with an eps of 0.8 in its two inner layers."""
     problem, other, rate = make_problem(), make_problem(), 3e-3
@@ -76,14 +79,14 @@ def test_the_generators_steps_are_those_of_a_loop_by_hand(make_problem: MakeProb
         found = sampler.draw(whole, problem, 4).info["generator_loss"].item()
         rng = torch.Generator().manual_seed(derive(own.stream.seed, draw + 1))
         loss = slow_objective(other, teacher.body, network(torch.randn(12, 6, generator=rng)))
-        assert found == pytest.approx(loss.item(), rel=1e-4)
+        assert found == pytest.approx(loss.item(), rel=CLOSE)
         adam.zero_grad()
         loss.backward()
         adam.step()
     nets = (state.generator, network, own.generator)
     for (name, a), b, c in zip(nets[0].named_parameters(), *(net.parameters() for net in nets[1:]), strict=True):
         if name not in ("body.2.bias", "body.6.bias"):  # before a BatchNorm, with a slope of rounding alone
-            assert (a - b).abs().mean() < 0.01 * (b - c).abs().mean(), name
+            assert (a - b).abs().mean() < CLOSE * (b - c).abs().mean(), name
 
 
 def test_who_learns_at_which_draw(make_problem: MakeProblem) -> None:
