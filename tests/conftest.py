@@ -1,6 +1,7 @@
 """One thread each: on a small machine two torch threads are slower than one, and results are the same everywhere.
 
-And tiny diffusion pipelines with random weights, of each kind that is read.
+And what several folders' tests need: arithmetic in float64, tiny diffusion pipelines with random weights, of each kind
+that is read, and a GPU whose host may not wait.
 """
 
 import json
@@ -149,6 +150,27 @@ def diffusion_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
         return root / kind
 
     return made
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    """Torch's own generator begins each test alike, whichever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def doubles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Everything in float64, what is asked for in float32 too.
+
+    Adam's first steps go by the sign of a slope, however small: in float32 the roundings of another processor send some
+    weights the other way, and a search that is compared with a loop by hand would have to be forgiven for it. Here both
+    are the same to 1e-12 on any.
+    """
+    before = torch.get_default_dtype()
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Small problems that every sampler can be tried on: a teacher and a student with BatchNorm, and no data."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -84,21 +84,6 @@ def make_problem() -> MakeProblem:
         )
 
     return make
-
-
-@pytest.fixture
-def doubles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Everything in float64, what is asked for in float32 too.
-
-    Adam's first steps go by the sign of a slope, however small: in float32 the roundings of another processor send some
-    weights the other way, and a search that is compared with a loop by hand would have to be forgiven for it. Here both
-    are the same to 1e-12 on any.
-    """
-    before = torch.get_default_dtype()
-    monkeypatch.setattr(Tensor, "float", Tensor.double)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from experiments.bench.steps import Switches, stepper, take
 SPEC = InputSpec((3, 8, 8), 10)
 
 
+@pytest.mark.usefixtures("doubles")
 def test_students_together_are_each_as_alone() -> None:
     """Against the plain step, one student at a time: losses, parameters and BatchNorm's statistics."""
     teacher, students = build("wrn-10-1", SPEC).eval(), [build("wrn-10-1", SPEC) for _ in range(3)]
@@ -27,9 +28,9 @@ def test_students_together_are_each_as_alone() -> None:
     losses = torch.tensor([take(step, 4) for step in alone]).sum(dim=0)
     for stacked in (False, True):
         together = Together(teacher, students, x, stacked)
-        torch.testing.assert_close(torch.tensor(take(together, 4)), losses, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.tensor(take(together, 4)), losses, rtol=1e-9, atol=0.0)
         for student, step, state in zip(students, alone, together.states(), strict=True):
-            assert apart(state_of(student), state_of(step.student), state) < 1e-3
+            assert apart(state_of(student), state_of(step.student), state) < 1e-9
     assert apart(state_of(students[0]), state_of(alone[0].student), state_of(alone[1].student)) > 0.1
 
 
