@@ -14,7 +14,7 @@ from torch import Tensor
 from dfkd import models
 from dfkd.fidelity import columns
 from dfkd.fidelity.diagnostics import diagnose
-from dfkd.files import make_folder, replace_file, replacing
+from dfkd.files import alone_in, make_folder, replace_file, replacing
 from dfkd.interfaces import is_data_free
 from dfkd.plan import Settings, bank_file, read_record, reference_of, run_folder, some_rows
 from dfkd.problem import Probe, Problem, UnsupportedProblem
@@ -48,11 +48,26 @@ def train_cell(settings: Settings, folder: Path, label: str, seed: int, control:
     KeyboardInterrupt where SIGTERM came; the checkpoint stays.
     """
     run = run_folder(folder, label, seed)
-    name = "control" if control else "student"
-    record_file = run / f"{name}.json"
+    record_file = run / f"{_name(control)}.json"
     if record_file.exists():
         return read_record(record_file)
     make_folder(run)
+    lock = run / f".{_name(control)}.lock"
+    # a process whose comparison was killed may be at work here for some seconds more, and may even come to its end
+    with alone_in(lock, wait=True):
+        if record_file.exists():
+            return read_record(record_file)
+        record = _train(settings, folder, label, seed, control)
+        lock.unlink(missing_ok=True)
+        return record
+
+
+def _name(control: bool) -> str:
+    return "control" if control else "student"
+
+
+def _train(settings: Settings, folder: Path, label: str, seed: int, control: bool) -> dict[str, Any]:
+    run, name = run_folder(folder, label, seed), _name(control)
     sampler = settings.samplers[label]
     teacher = settings.control_teacher if control else settings.teacher
     assert teacher is not None  # control cells exist only where there is a control teacher
@@ -83,7 +98,7 @@ def train_cell(settings: Settings, folder: Path, label: str, seed: int, control:
         record |= _keep(settings, folder, label, seed, control, distilled)
     if record["status"] == "interrupted":
         raise KeyboardInterrupt  # the runs that wait must not begin
-    replace_file(record_file, json.dumps(record, indent=1).encode())
+    replace_file(run / f"{name}.json", json.dumps(record, indent=1).encode())
     (run / f"{name}.checkpoint").unlink(missing_ok=True)
     return record
 
@@ -93,7 +108,7 @@ def _keep(
 ) -> dict[str, Any]:
     """Saves what a finished run leaves behind and returns its costs."""
     run, training, problem = run_folder(folder, label, seed), distilled.training, distilled.problem
-    name = "control" if control else "student"
+    name = _name(control)
     sampler = settings.samplers[label]
     counts = training.counts
     record: dict[str, Any] = {

@@ -6,14 +6,14 @@ and digests of the models and data, since a file may change while its name stays
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dfkd.bank import made_from
-from dfkd.files import make_folder, replace_file
+from dfkd.files import alone_in, make_folder, replace_file
 from dfkd.interfaces import Reads, Sampler, Trained, walk
 
 __all__ = ["begun", "claimed", "keep_manifest", "same_models", "what_is_read"]
@@ -31,28 +31,35 @@ _DIGESTS = {
 
 @contextmanager
 def claimed(folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
-    """Inside, the folder is this run's. ValueError where it is another's or cannot be written.
+    """Inside, the folder is this run's, and this process alone writes there. ValueError where it is another's or cannot
+    be written, and where another process goes on with the same run.
 
     Where something goes wrong inside before anything was trained, a folder that was begun here is given up again, so
     that the corrected settings find it free.
     """
     wanted = yaml.safe_load(_text(config))
-    file = folder / CONFIG
-    if begun(folder):
-        _refuse_others(folder, wanted)
-        yield
-        return
     existed = folder.exists()
-    make_folder(folder)
-    strangers = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    if strangers:
-        raise ValueError(f"out: {folder} is not empty (it holds {strangers[0]}) and holds no run; name another folder")
-    replace_file(file, _text(config).encode())
-    try:
-        yield
-    except Exception:
-        _give_up(folder, remove=not existed)
-        raise
+    if not begun(folder):
+        make_folder(folder)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(alone_in(folder))
+        except BlockingIOError as error:
+            raise ValueError(f"out: another process writes in {folder}; wait for it or name another folder") from error
+        if begun(folder):
+            _refuse_others(folder, wanted)
+            yield
+            return
+        strangers = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        if strangers:
+            there = f"{folder} is not empty (it holds {strangers[0]}) and holds no run"
+            raise ValueError(f"out: {there}; name another folder")
+        replace_file(folder / CONFIG, _text(config).encode())
+        try:
+            yield
+        except Exception:
+            _give_up(folder, remove=not existed)
+            raise
 
 
 def begun(folder: Path) -> bool:

@@ -85,11 +85,19 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+PATIENCE = 15.0
+"""Seconds after a first SIGTERM from which on another one ends what is going on, with what was saved before."""
+
+
 class Interruption:
-    """`requested` turns true on SIGTERM; the run then saves and ends at its next step boundary."""
+    """`requested` turns true on SIGTERM; the run then saves and ends at its next step boundary.
+
+    Where a step takes longer than PATIENCE, as one with a long search may, the next SIGTERM is a KeyboardInterrupt.
+    """
 
     def __init__(self) -> None:
         self.requested = False
+        self._since: float | None = None
 
     @contextmanager
     def watching(self) -> Iterator["Interruption"]:
@@ -100,7 +108,10 @@ class Interruption:
 
         def request(number: int, frame: FrameType | None) -> None:
             del number, frame
-            self.requested = True
+            if self._since is None:
+                self.requested, self._since = True, time.monotonic()
+            elif time.monotonic() - self._since > PATIENCE:
+                raise KeyboardInterrupt
 
         before = signal.signal(signal.SIGTERM, request)
         try:

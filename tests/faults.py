@@ -799,6 +799,27 @@ FAULTS = (
         ("tests/samplers/test_gan.py::test_refuses_generators_of_other_classes",),
     ),
     Fault(
+        "two comparisons that write in one folder",
+        "dfkd/claim.py",
+        "            stack.enter_context(alone_in(folder))",
+        "            pass",
+        ("tests/dfkd/test_comparison.py::test_two_comparisons_do_not_write_in_one_folder",),
+    ),
+    Fault(
+        "a run that begins beside a process that still makes it",
+        "dfkd/cells.py",
+        "    with alone_in(lock, wait=True):",
+        "    if True:",
+        ("tests/dfkd/test_comparison.py::test_a_run_waits_for_a_process_that_outlived_its_comparison",),
+    ),
+    Fault(
+        "a long search that lets no SIGTERM end it",
+        "dfkd/runtime.py",
+        "> PATIENCE:",
+        "> 1e9:",
+        ("tests/dfkd/test_engine.py::test_a_step_that_takes_long_is_given_up_after_a_while",),
+    ),
+    Fault(
         "a manifest silent about what a generator was trained on",
         "dfkd/claim.py",
         'return read | ({"trained_on": trained} if trained else {})',

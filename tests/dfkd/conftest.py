@@ -1,7 +1,9 @@
-"""A small labelled problem on disk, a teacher for it, and the command line without a new process."""
+"""A small labelled problem on disk, a teacher for it, the command line in this process, another in its way."""
 
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +46,36 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return Said(status if isinstance(status, int) else 0, out, err)
 
     return command
+
+
+ALONE = """
+import sys, time
+from pathlib import Path
+from dfkd.files import alone_in
+with alone_in(Path(sys.argv[1])):
+    print("there", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+Alone = Callable[..., AbstractContextManager["subprocess.Popen[str]"]]
+
+
+@pytest.fixture
+def other_process() -> Alone:
+    """other_process(place, seconds=60.0): inside, another process is alone there, for so long at most."""
+
+    @contextmanager
+    def alone(place: Path, seconds: float = 60.0) -> Iterator["subprocess.Popen[str]"]:
+        words = [sys.executable, "-c", ALONE, str(place), str(seconds)]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                assert process.stdout.readline() == "there\n"
+                yield process
+            finally:
+                process.kill()
+
+    return alone
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import dfkd as package
-from dfkd import Budget, Evaluation, InputSpec, Optimiser, models, scoring
+from dfkd import Budget, Evaluation, InputSpec, Optimiser, cells, models, scoring
 from dfkd.comparison import Comparison, compare
 from dfkd.data import Dataset, ImageSet, load
 from dfkd.fidelity import QUALITY, Reference, columns, feature_scores, metrics, recalibrated
@@ -635,6 +635,51 @@ def test_a_run_that_is_stopped_lets_no_other_begin(tmp_path: Path, network: Netw
         small(tmp_path, network, {"first": Stopping(), "second": Uniform()}, evaluate=Evaluation(columns=("uniform",)))
     assert [path.name for path in (tmp_path / "out" / "runs").iterdir()] == ["first-s0"]
     assert not list((tmp_path / "out" / "runs").glob("*/student.json"))
+
+
+def test_two_comparisons_do_not_write_in_one_folder(
+    tmp_path: Path, network: Network, other_process: Callable[..., Any]
+) -> None:
+    samplers, evaluate, out = {"uniform": Uniform()}, Evaluation(columns=("uniform",), rows=10), tmp_path / "out"
+    wanted = rf"^out: another process writes in {out}; wait for it or name another folder$"
+    out.mkdir()
+    with other_process(out), pytest.raises(ValueError, match=wanted):
+        small(tmp_path, network, samplers, evaluate=evaluate)
+    assert not list(out.iterdir())
+    found = small(tmp_path, network, samplers, evaluate=evaluate)
+    before = stamps(out)
+    with other_process(out), pytest.raises(ValueError, match=wanted):
+        small(tmp_path, network, samplers, evaluate=evaluate)
+    assert stamps(out) == before
+    assert not list(out.rglob(".*"))
+    assert found.summary.failed == {"uniform": {}}
+
+
+def test_a_run_waits_for_a_process_that_outlived_its_comparison(
+    tmp_path: Path, network: Network, other_process: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    samplers, evaluate = {"uniform": Uniform()}, Evaluation(columns=("uniform",), rows=10)
+    lock = tmp_path / "out" / "runs" / "uniform-s0" / ".student.lock"
+    with monkeypatch.context() as patched:
+        patched.setattr(Uniform, "draw", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            small(tmp_path, network, samplers, evaluate=evaluate)
+    train, begun = cells._train, list[float]()
+
+    def noticed(*words: Any) -> Any:
+        begun.append(time.monotonic())
+        return train(*words)
+
+    monkeypatch.setattr(cells, "_train", noticed)
+    with other_process(lock, seconds=5.0):
+        there = time.monotonic()
+        small(tmp_path, network, samplers, evaluate=evaluate)
+    assert len(begun) == 1
+    assert begun[0] - there > 4.5  # it had left
+    assert not lock.exists()
 
 
 class Blind(nn.Module):

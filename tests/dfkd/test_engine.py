@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
+from dfkd import runtime
 from dfkd.engine import Budget, Optimiser, Training, train
 from dfkd.losses import KL, LabelCrossEntropy, Objective, combine
 from dfkd.problem import Probe, Problem
@@ -185,6 +186,31 @@ def test_leaves_the_teacher_the_modes_and_the_generators_as_they_were() -> None:
     assert torch.equal(torch.get_rng_state(), random)
     assert signal.getsignal(signal.SIGTERM) is handler
     assert torch.is_grad_enabled()
+
+
+class Slow(Toy):
+    """Its draw is a search that does not end, in a process that is asked to, time and again."""
+
+    def draw(self, *arguments: Any, **options: Any) -> Batch:
+        if self.seen:
+            for _ in range(1000):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.01)
+        return super().draw(*arguments, **options)
+
+
+def test_a_step_that_takes_long_is_given_up_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was saved before stands, and the handler is as it was."""
+    monkeypatch.setattr(runtime, "PATIENCE", 0.2)
+    handler, file = signal.getsignal(signal.SIGTERM), tmp_path / "checkpoint"
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run(problem(), Slow(), steps=3, checkpoint=file, checkpoint_seconds=0.0)
+    assert 0.2 < time.monotonic() - began < 8.0
+    assert signal.getsignal(signal.SIGTERM) is handler
+    sampler = Toy()
+    assert run(problem(), sampler, steps=3, checkpoint=file).steps == 3
+    assert len(sampler.seen) == 2  # the first step was not made again
 
 
 def test_gradients_that_a_student_comes_with_count_for_nothing_and_none_are_left() -> None:

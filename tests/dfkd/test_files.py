@@ -1,4 +1,4 @@
-"""Files are there whole or as they were."""
+"""Files are there whole or as they were, and one process at a time writes where it says so."""
 
 import os
 import stat
@@ -8,7 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dfkd.files import make_folder, replace_file, replacing
+from dfkd import files
+from dfkd.files import alone_in, make_folder, replace_file, replacing
+
+from .conftest import Alone
 
 
 def test_replaces_at_once_and_leaves_nothing_beside(tmp_path: Path) -> None:
@@ -78,3 +81,48 @@ def test_files_of_writers_that_keep_to_themselves_are_as_readable_as_others(tmp_
     (tmp_path / "other").touch()
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("weights", "other")]
     assert modes[0] == modes[1]
+
+
+# -- alone -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", "a file"])
+def test_one_process_is_alone_in_a_place_until_it_ends(name: str, tmp_path: Path, other_process: Alone) -> None:
+    place = tmp_path / name
+    with other_process(place) as process:
+        for _ in range(2):
+            with pytest.raises(BlockingIOError), alone_in(place):
+                raise AssertionError("two are alone")
+        process.kill()  # as by the system, with no time to let go
+        with alone_in(place, wait=True):
+            pass
+    with alone_in(place), alone_in(place), alone_in(tmp_path.parent):
+        pass
+    assert [file.name for file in tmp_path.iterdir()] == ([name] if name else [])
+
+
+def test_who_waits_comes_in_when_the_other_has_left(tmp_path: Path, other_process: Alone) -> None:
+    with other_process(tmp_path, seconds=0.5) as process, alone_in(tmp_path, wait=True):
+        assert process.wait(timeout=30.0) == 0
+    with pytest.raises(RuntimeError, match="inside"), alone_in(tmp_path):
+        raise RuntimeError("inside")
+    with other_process(tmp_path):  # it was let go of
+        pass
+
+
+@pytest.mark.parametrize("without", ["module", "locks"])
+def test_without_locks_nothing_is_held(
+    without: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other_process: Alone
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    with other_process(tmp_path):
+        if without == "module":
+            monkeypatch.setattr(files, "_LOCKS", None)
+        else:
+            monkeypatch.setattr("fcntl.flock", refused)
+        before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+        with alone_in(tmp_path):
+            pass
+        assert not before or len(os.listdir("/proc/self/fd")) == before
