@@ -1,24 +1,26 @@
 """A step's models and objective through torch.compile, for steps of which all have the same shapes.
 
 no paper. Meant for a GPU, where it is recorded as CUDA graphs too, so that a small network's step is not the launching
-of its hundreds of kernels. On a CPU it brings a tenth or nothing (experiments/bench/NOTES.md).
+of its hundreds of kernels. On a CPU, where what never changes is folded, it brings a sixth of a step with a large
+teacher and little or nothing of small ones (experiments/bench/NOTES.md).
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["compiled", "compiling", "room"]
+__all__ = ["compiled", "compiling", "forget_others", "room"]
 
 GRAPHS = 64
 """How many a function may have in a process: one for each batch, mode and layout. torch's own limit is 8."""
 
 
 def compiled(
-    function: Callable[..., Any], device: torch.device, name: str, *, last: bool = False
+    function: Callable[..., Any], device: torch.device, name: str, *, last: bool = False, fold: bool = False
 ) -> Callable[..., Any]:
     """A function like this one (a module's shares its weights); it compiles at the first call: seconds to minutes.
 
@@ -26,14 +28,18 @@ def compiled(
     it returns is the caller's to keep, one inside of something else until the next step only. ValueError, naming
     `name`, where torch.compile fails; errors of the function itself are raised as they are. On a GPU a step begins with
     each call but the `last` ones, for all that the process has compiled (torch.compiler.cudagraph_mark_step_begin).
+
+    fold: a module's weights are constants of what a CPU is given where no gradient is asked for, so that BatchNorm is
+    folded into the convolutions before it. They must not change; where they may have since, `forget_others` goes first.
     """
     graphs = device.type == "cuda"
+    folding = _folding if fold and not graphs else nullcontext
     fast = torch.compile(function, mode="reduce-overhead" if graphs else "default", dynamic=False)
 
     def call(*given: Any) -> Any:
         if graphs and not last:
             torch.compiler.cudagraph_mark_step_begin()  # gives back the memory of what was recorded before
-        with compiling(name):
+        with compiling(name), folding():
             out = fast(*given)
         # a graph writes its next answer where this one lies
         return out.clone() if graphs and isinstance(out, Tensor) else out
@@ -54,6 +60,28 @@ def compiling(name: str) -> Iterator[None]:
             f"compile: torch.compile cannot compile the {name} here ({said[0] if said else type(error).__name__}); "
             "leave compile out, or install a C++ compiler"
         ) from error
+
+
+_FOLDED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # digests of the weights that code was made of
+
+
+def forget_others(module: nn.Module, digest: str) -> None:
+    """The module is compiled with `fold`, its weights being of this digest.
+
+    If they were others when that was done before, all that the process has compiled is let go of: torch would use it.
+    """
+    if _FOLDED.get(module, digest) != digest:
+        torch.compiler.reset()
+        _FOLDED.clear()
+    _FOLDED[module] = digest
+
+
+def _folding() -> AbstractContextManager[Any]:
+    # torch.compile's own option of this name leaves weights what they are, and TORCHINDUCTOR_FREEZING is for a process
+    from torch._inductor import config
+
+    inside: AbstractContextManager[Any] = config.patch(freezing=True)
+    return inside
 
 
 @contextmanager

@@ -111,7 +111,7 @@ def train(
         stack.enter_context(problem.student.counting("synthesise"))
         stack.enter_context(arithmetic(problem.student.precision))
         if compile and not objective.input_grad:
-            stack.enter_context(problem.teacher.compiled(budget.batch))
+            stack.enter_context(problem.teacher.compiled(budget.batch, fixed=True))
             stack.enter_context(problem.student.compiled(budget.batch))
         bar = Bar(sampler.name, show_progress)
         stack.callback(bar.close)

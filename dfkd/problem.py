@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dfkd.affine import affine
-from dfkd.compilation import compiled, room
+from dfkd.compilation import compiled, forget_others, room
 from dfkd.moments import moments
 from dfkd.naming import unknown
 from dfkd.pixels import as_channels_last
@@ -223,15 +223,16 @@ class Probe:
     def digest(self) -> str:
         """A hash of its parameters and buffers, to tell teachers apart."""
         if self._digest is None:
-            hasher = hashlib.blake2b(digest_size=16)
-            for key, value in sorted(self.module.state_dict().items()):
-                if isinstance(value, Tensor):
-                    hasher.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-                    hasher.update(
-                        value.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes()
-                    )  # sync
-            self._digest = hasher.hexdigest()
+            self._digest = self._hashed()
         return self._digest
+
+    def _hashed(self) -> str:
+        hasher = hashlib.blake2b(digest_size=16)
+        for key, value in sorted(self.module.state_dict().items()):
+            if isinstance(value, Tensor):
+                hasher.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+                hasher.update(value.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes())  # sync
+        return hasher.hexdigest()
 
     def feature_shapes(self, *paths: str) -> dict[str, tuple[int, ...]]:
         """Shapes of what these modules give for one image, found by asking it two (not counted)."""
@@ -408,14 +409,18 @@ class Probe:
             self.counts = counts
 
     @contextmanager
-    def compiled(self, rows: int) -> Iterator[None]:
+    def compiled(self, rows: int, fixed: bool = False) -> Iterator[None]:
         """Inside, `rows` images at a time are labelled and learned from through torch.compile, unless it is tapped.
 
-        On a GPU what is compiled is also recorded, as CUDA graphs. ValueError at the first call where that fails.
+        On a GPU what is compiled is also recorded, as CUDA graphs. fixed: its weights do not change meanwhile, which a
+        CPU makes use of. ValueError at the first call where that fails.
         """
         if self.channels_last:
             self.check()  # whether it can take this layout is found out by asking, which a compiler takes for its fault
-        self._compiled, self._rows = compiled(self.module, self.device, self.name), rows
+        fold = fixed and self.device.type == "cpu"
+        if fold:
+            forget_others(self.module, self._hashed())
+        self._compiled, self._rows = compiled(self.module, self.device, self.name, fold=fold), rows
         try:
             with room():
                 yield

@@ -20,7 +20,7 @@ BENCHES = {"overhead": 21, "synthesis": 9, "throughput": 5, "scaling": 5, "gpu":
 Clock = Callable[[], float]
 USED: dict[str, set[str]] = {
     "overhead": {"json", "blocks", "clock"},
-    "synthesis": {"json", "blocks", "clock", "only", "precision"},
+    "synthesis": {"json", "blocks", "clock", "only", "precision", "compile"},
     "throughput": {"json", "blocks", "clock", "only", "device", "chart"},
     "scaling": {"json", "blocks", "clock", "only", "device", "chart", "most", "steps"},
     "gpu": {"json", "device", "chart", "minutes", "data", "teacher", "out", "small", "run_seconds"},
@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--precision", choices=("float32", "bfloat16"), help="synthesis: of our student steps, float32 unless told"
     )
+    parser.add_argument("--compile", action="store_true", help="synthesis: our student steps through torch.compile")
     parser.add_argument("--device", default=None, help="throughput, scaling: cpu unless told; gpu: cuda unless told")
     parser.add_argument(
         "--most", type=int, help="scaling: the largest size of an axis; axes that begin beyond it are left out"
@@ -143,8 +144,8 @@ def _synthesis(options: argparse.Namespace, blocks: int, clock: Clock) -> None:
     from .synthesis import synthesis
 
     precision = options.precision or "float32"
-    measured = synthesis(blocks, clock, options.only, precision)
-    about = {**rows.about(options.clock), "precision": precision}
+    measured = synthesis(blocks, clock, options.only, precision, options.compile)
+    about = {**rows.about(options.clock), "precision": precision, "compile": options.compile}
     print(json.dumps(about) if options.json else f"{json.dumps(about)}\n{rows.HEAD}", flush=True)
     for row in measured:
         print(rows.as_json(row) if options.json else rows.as_text(row), flush=True)

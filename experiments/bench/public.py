@@ -71,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found |= {
         "student_ours": _ratio(synthesis.student_steps(ours, options.pairs, clock)),
         "student_ours_bfloat16": _ratio(synthesis.student_steps(ours, options.pairs, clock, "bfloat16")),
+        "student_ours_compiled": _ratio(synthesis.student_steps(ours, options.pairs, clock, compile=True)),
         "synthesis_ours": _ratio(synthesis.synthesis_steps(ours, options.pairs, clock)),
     }
     shares = {

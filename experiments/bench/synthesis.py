@@ -4,8 +4,8 @@ no paper. One thread, WRN-40-2 teaches WRN-16-1, 32 images of 3x32x32 a step. Th
 run them; between any two of their steps the bare loop makes one, so what else the machine does is the same for both.
 A bare student step: the teacher's forward pass, the student's two, SGD. A bare synthesis step: the teacher's two
 passes with BatchNorm's statistics, cross-entropy, Adam on the images; once with a teacher that gathers gradients of its
-weights, as most public code has it, and once with a frozen one, which is quicker. The bare loops are float32, whatever
-ours is.
+weights, as most public code has it, and once with a frozen one, which is quicker. The bare loops are float32 and not
+compiled, whatever ours is.
 """
 
 import copy
@@ -87,29 +87,35 @@ SAME_SYNTHESIS_STEP = ("deep_inversion, labels kept",)
 
 
 def synthesis(
-    pairs: int = 9, clock: Clock = time.perf_counter, only: Sequence[str] | None = None, precision: str = "float32"
+    pairs: int = 9,
+    clock: Clock = time.perf_counter,
+    only: Sequence[str] | None = None,
+    precision: str = "float32",
+    compile: bool = False,
 ) -> Iterator[Row]:
     """Every row of the table, as it is measured. ValueError for a sampler that is not in it.
 
-    precision: of the student steps, `float32` or `bfloat16`, with which they are measured alone: synthesis is float32
-    in both.
+    precision: of the student steps, `float32` or `bfloat16`; compile: whether they go through torch.compile. With
+    either they are measured alone: synthesis is float32 and as it is in all.
     """
     for name in only or ():
         if name not in PARTS:
             raise unknown("sampler", name, list(PARTS))
     torch.set_num_threads(1)
-    return _measured(pairs, clock, only or tuple(PARTS), precision)
+    return _measured(pairs, clock, only or tuple(PARTS), precision, compile)
 
 
-def _measured(pairs: int, clock: Clock, names: Sequence[str], precision: str) -> Iterator[Row]:
+def _measured(pairs: int, clock: Clock, names: Sequence[str], precision: str, compile: bool) -> Iterator[Row]:
     for name in names:
         if name not in SAME_STUDENT_STEP:
-            yield _row(name, "student", partial(student_steps, precision=precision), pairs, clock)
-        if name not in SAME_SYNTHESIS_STEP and precision == "float32":
+            yield _row(name, "student", partial(student_steps, precision=precision, compile=compile), pairs, clock)
+        if name not in SAME_SYNTHESIS_STEP and precision == "float32" and not compile:
             yield _row(name, "synthesis", synthesis_steps, pairs, clock)
 
 
-def student_steps(name: str, pairs: int, clock: Clock = time.perf_counter, precision: str = "float32") -> list[Times]:
+def student_steps(
+    name: str, pairs: int, clock: Clock = time.perf_counter, precision: str = "float32", compile: bool = False
+) -> list[Times]:
     """A step of the engine in which nothing is made, beside a bare one on images that are there."""
     problem = _problem(precision)
     teacher, student = copy.deepcopy(problem.teacher.module), copy.deepcopy(problem.student.module)
@@ -142,6 +148,7 @@ def student_steps(name: str, pairs: int, clock: Clock = time.perf_counter, preci
             SEED,
             monitor=alternate,
             log_points=steps,
+            compile=compile,
         )
     )
     assert len(found) == steps

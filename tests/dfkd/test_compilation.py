@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from torch import Tensor, nn
+from torch._inductor import config as inductor
 from torch.compiler import config
 
 from dfkd import commands, comparison, models
@@ -90,6 +91,34 @@ def test_labelling_and_learning_of_whole_batches_go_through_it(calls: Calls) -> 
     assert calls == STEP * 6
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other)
+
+
+def test_what_never_changes_is_folded_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    noted, reset = list[tuple[str, bool]](), list[bool]()
+    asked = problem()
+    names = {id(asked.teacher.module): "teacher", id(asked.student.module): "student"}
+
+    def compile(function: Any, **_: Any) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            noted.append((names.get(id(function), "loss"), inductor.freezing))
+            return function(*given)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: reset.append(True))
+    for _ in range(2):
+        run(asked, Uniform())
+    assert noted == [("teacher", True), ("student", False), ("loss", False)] * 12
+    assert not inductor.freezing
+    assert not reset
+    run(problem(), Uniform())  # of another teacher
+    assert not reset
+    with torch.no_grad():
+        next(asked.teacher.module.parameters()).add_(1.0)
+    for _ in range(2):
+        run(asked, Uniform())
+    assert reset == [True]  # once, as the code had other weights
 
 
 @pytest.mark.parametrize(
@@ -327,9 +356,14 @@ def test_a_folder_begun_in_python_before_it_was_a_setting_goes_on(quadrants: Pat
 @pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("default")  # its own modules warn of one another
 def test_compiled_and_plain_students_agree() -> None:
-    """In rounding: sums are taken in another order."""
-    for one, other in zip(run(problem(), Uniform()), run(problem(), Uniform(), compile=False), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    """In rounding: sums are taken in another order. A teacher whose weights have changed since is taken as it is."""
+    asked, plain = problem(), problem()
+    for turn in range(2):
+        for one, other in zip(run(asked, Uniform()), run(plain, Uniform(), compile=False), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            for probe in (asked, plain):
+                list(probe.teacher.module.parameters())[-1].copy_(torch.tensor([3.0, -1.0, 2.0]) * (1 - turn))
 
 
 # -- TF32 --------------------------------------------------------------------------------------------------------------

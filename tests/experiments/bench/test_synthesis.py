@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -89,6 +89,22 @@ def test_a_rounded_student_is_timed_beside_a_bare_step_that_is_not(monkeypatch: 
     assert [(problem.teacher.precision, problem.student.precision) for problem in made] == [("bfloat16", "bfloat16")]
     assert [row.step for row in synthesis.synthesis(1, Ticks(), ["fast_dfkd"])] == ["student", "synthesis"]
     assert {problem.student.precision for problem in made[1:]} == {"float32"}
+
+
+@pytest.mark.usefixtures("small")
+def test_a_compiled_student_is_timed_beside_a_bare_step_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = list[object]()
+
+    def compile(function: Callable[..., object], **_: object) -> Callable[..., object]:
+        compiled.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile)
+    (row,) = synthesis.synthesis(1, Ticks(), ["fast_dfkd"], compile=True)
+    assert row.step == "student"
+    assert len(compiled) == 3  # both models and the objective
+    assert [row.step for row in synthesis.synthesis(1, Ticks(), ["fast_dfkd"])] == ["student", "synthesis"]
+    assert len(compiled) == 3
 
 
 def test_the_bare_step_moves_its_images_down_its_loss_and_nothing_else() -> None:
