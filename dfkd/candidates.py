@@ -6,10 +6,9 @@ Recipes whose first draw takes minutes are looked at with cheaper settings; thei
 import dataclasses
 from importlib import resources
 
-import yaml
-
 from dfkd import config as configuration
 from dfkd.interfaces import Sampler, default_label, walk
+from dfkd.plain import read_yaml
 from dfkd.registry import SAMPLERS, find
 
 __all__ = ["candidates"]
@@ -20,7 +19,7 @@ def candidates(data: str | None, size: int | None) -> tuple[dict[str, Sampler], 
 
     Every name of the registry is in one of the two, in a composite at least.
     """
-    packaged = yaml.safe_load((resources.files("dfkd") / "scout.yaml").read_text(encoding="utf-8"))
+    packaged = read_yaml((resources.files("dfkd") / "scout.yaml").read_text(encoding="utf-8"), "scout.yaml")
     cheaper, composites = (
         [configuration.sampler(spec) for spec in packaged[kind]] for kind in ("cheaper", "composites")
     )

@@ -15,6 +15,7 @@ import yaml
 from dfkd.bank import made_from
 from dfkd.files import alone_in, make_folder, replace_file
 from dfkd.interfaces import Reads, Sampler, Trained, walk
+from dfkd.plain import read_yaml
 
 __all__ = ["begun", "claimed", "keep_manifest", "same_models", "what_is_read"]
 
@@ -123,8 +124,8 @@ def _text(config: Mapping[str, Any]) -> str:
 def _refuse_others(folder: Path, wanted: Mapping[str, Any]) -> None:
     file = folder / CONFIG
     try:
-        there = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        there = read_yaml(file.read_text(encoding="utf-8"), file.name)
+    except (OSError, ValueError) as error:
         raise ValueError(f"out: {file} cannot be read; name another folder ({' '.join(str(error).split())})") from error
     if there == wanted:
         return

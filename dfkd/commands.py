@@ -28,6 +28,7 @@ from dfkd.config import (
 from dfkd.files import make_folder, replace_file
 from dfkd.interfaces import default_label, is_data_free, sources
 from dfkd.layout import check_layout
+from dfkd.plain import read_yaml
 from dfkd.problem import Probe, Problem
 from dfkd.registry import SAMPLERS
 from dfkd.resolve import (
@@ -158,7 +159,7 @@ def _default_workers(device: str | None) -> int:
 
 
 def _packaged(name: str) -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load((resources.files("dfkd") / name).read_text(encoding="utf-8"))
+    loaded: dict[str, Any] = read_yaml((resources.files("dfkd") / name).read_text(encoding="utf-8"), name)
     return loaded
 
 

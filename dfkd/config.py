@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from dfkd.engine import Budget, Optimiser, Stop
 from dfkd.interfaces import Loss, Sampler, default_label
 from dfkd.losses import At, Objective, OfSources, combine
 from dfkd.naming import unknown
+from dfkd.plain import read_yaml
 from dfkd.plan import Evaluation, check_choices, check_plan, check_presets
 from dfkd.registry import GENERATORS, LOSSES, SAMPLERS, SCHEMES, find
 from dfkd.schemes.ensemble import check_rule
@@ -311,28 +311,19 @@ def read_settings(words: Iterable[str], base: Mapping[str, Any] | None = None) -
     for word in words:
         key, equals, value = word.partition("=")
         if equals and not os.path.isfile(word):  # no file where the system takes no name so long
-            _set(settings, key.strip().split("."), _yaml(value, word), word)
+            _set(settings, key.strip().split("."), read_yaml(value, word), word)
             continue
         path = Path(word)
         if not os.path.isfile(word):
             raise ValueError(f"{word}: expected a YAML file or KEY=VALUE, found no such file")
         try:
-            loaded = _yaml(path.read_text(encoding="utf-8"), word)
+            loaded = read_yaml(path.read_text(encoding="utf-8"), word)
         except UnicodeDecodeError as error:
             raise ValueError(f"{word}: expected a YAML file, found bytes that are not text") from error
         if not isinstance(loaded, dict):
             raise ValueError(f"{word}: expected settings by name, found {type(loaded).__name__}")
         settings |= loaded
     return settings
-
-
-def _yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" in line {mark.line + 1}" if mark is not None else ""
-        raise ValueError(f"{where}: not YAML{line}: {getattr(error, 'problem', error)}") from error
 
 
 def _set(settings: dict[str, Any], keys: list[str], value: Any, word: str) -> None:

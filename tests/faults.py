@@ -813,6 +813,13 @@ FAULTS = (
         ("tests/dfkd/test_comparison.py::test_a_run_waits_for_a_process_that_outlived_its_comparison",),
     ),
     Fault(
+        "a key that a file has twice, of which the last counts",
+        "dfkd/plain.py",
+        "            if name in lines:",
+        "            if False:",
+        ("tests/dfkd/test_plain.py::test_a_key_that_is_there_twice_is_named_with_its_lines",),
+    ),
+    Fault(
         "a long search that lets no SIGTERM end it",
         "dfkd/runtime.py",
         "> PATIENCE:",

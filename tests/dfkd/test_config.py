@@ -331,6 +331,8 @@ def test_what_is_missing_is_named() -> None:
         ("a: 1", ("=3",), r"^=3: expected KEY=VALUE, found no key$"),
         ("a: 1", ("a..b=3",), r"^a..b=3: expected KEY=VALUE, found no key$"),
         ("a: 1", ("b={",), r"^b=\{: not YAML in line 1: "),
+        ("a: {b: 1}\nc: 1\na: {b: 2}\n", (), r"settings.yaml: expected each key once, found 'a' in lines 1 and 3; "),
+        ("a: 1", ("a={b: 1, b: 2}",), r"^a=\{b: 1, b: 2\}: expected each key once, found 'b' twice in line 1; "),
         ("a: 1", ("a.b=3",), r"^a.b=3: a is 1, which has no 'b'$"),
         ("a: {b: [uniform]}", ("a.b.0.c=3",), r"^a.b.0.c=3: a.b is \['uniform'\], which has no '0'$"),
     ],

@@ -21,6 +21,7 @@ CORE = {
     "moments",
     "naming",
     "pixels",
+    "plain",
     "augment",
     "about",
     "files",
