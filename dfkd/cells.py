@@ -1,9 +1,11 @@
 """One run of a comparison: distil a student and keep what it leaves behind.
 
-A run's folder holds its student, its curve and its costs (student.json). What is there already is not done again.
+A run's folder holds its student, its curve and its costs (student.json). What is there already, and whole, is not done
+again.
 """
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from dfkd.fidelity import columns
 from dfkd.fidelity.diagnostics import diagnose
 from dfkd.files import alone_in, make_folder, replace_file, replacing
 from dfkd.interfaces import is_data_free
+from dfkd.models.weights import read_metadata
 from dfkd.plan import Settings, bank_file, read_record, reference_of, run_folder, some_rows
 from dfkd.problem import Probe, Problem, UnsupportedProblem
 from dfkd.schemes.offline import Distilled, distill
@@ -43,23 +46,48 @@ def _monitor(settings: Settings) -> Callable[[Problem], dict[str, float]] | None
 
 
 def train_cell(settings: Settings, folder: Path, label: str, seed: int, control: bool) -> dict[str, Any]:
-    """Distils one student and saves it, its curve, its bank of fresh draws and its costs. Done cells are left alone.
+    """Distils one student and saves it, its curve, its bank of fresh draws and its costs. Done cells are left alone;
+    one whose student is not there any more, or not whole, is done again.
 
     KeyboardInterrupt where SIGTERM came; the checkpoint stays.
     """
     run = run_folder(folder, label, seed)
-    record_file = run / f"{_name(control)}.json"
-    if record_file.exists():
-        return read_record(record_file)
+    if (record := _done(run, control)) is not None:
+        return record
     make_folder(run)
     lock = run / f".{_name(control)}.lock"
     # a process whose comparison was killed may be at work here for some seconds more, and may even come to its end
     with alone_in(lock, wait=True):
-        if record_file.exists():
-            return read_record(record_file)
+        if (record := _done(run, control)) is not None:
+            return record
+        _take_back(run, control)
         record = _train(settings, folder, label, seed, control)
         lock.unlink(missing_ok=True)
         return record
+
+
+def _done(run: Path, control: bool) -> dict[str, Any] | None:
+    """What a run wrote of itself; None where it is not done, or where what it made is not there any more."""
+    file = run / f"{_name(control)}.json"
+    if not file.exists():
+        return None
+    record = read_record(file)
+    if record.get("status") == "unsupported":
+        return record
+    try:
+        read_metadata(file.with_suffix(".safetensors"))  # finds that it is cut short without reading its weights
+    except ValueError:
+        return None
+    return record
+
+
+def _take_back(run: Path, control: bool) -> None:
+    """What is said of a student that is lost goes: it is trained again, and scored again."""
+    file = run / f"{_name(control)}.json"
+    if file.exists():
+        warnings.warn(f"{file.with_suffix('.safetensors')} is missing or cut short; it is trained again", stacklevel=2)
+        (run / "scores.jsonl").unlink(missing_ok=True)
+        file.unlink()  # last: were it the first to go, scores of another student could stay
 
 
 def _name(control: bool) -> str:

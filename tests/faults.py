@@ -813,6 +813,13 @@ FAULTS = (
         ("tests/dfkd/test_comparison.py::test_a_run_waits_for_a_process_that_outlived_its_comparison",),
     ),
     Fault(
+        "a run that counts as done though its student is lost",
+        "dfkd/cells.py",
+        "    except ValueError:\n        return None\n",
+        "    except ValueError:\n        return record\n",
+        ("tests/dfkd/test_comparison.py::test_a_run_whose_student_is_lost_is_done_again",),
+    ),
+    Fault(
         "a key that a file has twice, of which the last counts",
         "dfkd/plain.py",
         "            if name in lines:",

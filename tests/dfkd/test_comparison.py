@@ -637,6 +637,28 @@ def test_a_run_that_is_stopped_lets_no_other_begin(tmp_path: Path, network: Netw
     assert not list((tmp_path / "out" / "runs").glob("*/student.json"))
 
 
+@pytest.mark.parametrize("lost", ["cut short", "missing"])
+@pytest.mark.parametrize("name", ["student", "control"])
+def test_a_run_whose_student_is_lost_is_done_again(tmp_path: Path, network: Network, name: str, lost: str) -> None:
+    samplers, evaluate = {"first": Uniform(), "second": Gaussian()}, Evaluation(columns=("uniform",), rows=10)
+    changed = {"evaluate": evaluate, "control_teacher": network(1)}
+    found, runs = small(tmp_path, network, samplers, **changed), tmp_path / "out" / "runs"
+    file, other = runs / "first-s0" / f"{name}.safetensors", runs / "second-s0"
+    whole, others, scored = file.read_bytes(), stamps(other), stamps(runs)["first-s0/scores.jsonl"]
+    if lost == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(whole[:200])
+    with pytest.warns(UserWarning, match=rf"first-s0/{name}.safetensors is missing or cut short; it is trained again"):
+        again = small(tmp_path, network, samplers, **changed)
+    assert file.read_bytes() == whole
+    assert stamps(runs)["first-s0/scores.jsonl"] > scored
+    assert (stamps(other), [a.value for a in again.lines]) == (others, [line.value for line in found.lines])
+    before = stamps(runs)
+    small(tmp_path, network, samplers, **changed)
+    assert stamps(runs) == before
+
+
 def test_two_comparisons_do_not_write_in_one_folder(
     tmp_path: Path, network: Network, other_process: Callable[..., Any]
 ) -> None:
