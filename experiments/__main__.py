@@ -8,13 +8,14 @@ The first word names the file, the next ones some of its sizes; then settings of
 comparison per file and size, in a folder of its own; what was begun there is continued. Prints a table in Markdown, of
 what the file says is `shown` and beside the accuracies that were `published`, and keeps it there as table.md.
 Generators of images that the file names are trained first, each in a folder of its name; $OUT is the folder of --out.
-Teachers that a size has in common with another one beside it are trained once.
+Teachers that a size has in common with another one beside it are trained once. `--help` lists the studies.
 """
 
 import argparse
 import json
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,15 @@ import yaml
 from dfkd import commands, config
 from dfkd.allocator import keep_freed_memory
 from dfkd.claim import claimed
-from dfkd.config import CompareConfig
+from dfkd.config import CompareConfig, GeneratorConfig
 from dfkd.data import load
 from dfkd.files import make_folder, replace_file, replacing
+from dfkd.naming import nearest
+from dfkd.plain import read_yaml
+from dfkd.resolve import teacher_spec
 from dfkd.results import read
 
+from .ending import in_a_line
 from .table import SHOWN, table
 
 HERE = Path(__file__).parent
@@ -39,6 +44,44 @@ def studies() -> list[str]:
     return [f"{file.parent.name}/{file.stem}" for file in found]
 
 
+def described(study: str, out: Path) -> dict[str, Any]:
+    """What the file of a study says, for this folder."""
+    file = HERE / f"{study}.yaml"
+    found: dict[str, Any] = read_yaml(file.read_text(encoding="utf-8").replace("$OUT", str(out)), str(file))
+    return found
+
+
+def listed() -> str:
+    """All studies with their sizes, a line each."""
+    sizes = {study: ", ".join(described(study, Path())["sizes"]) for study in studies()}
+    width = max(map(len, sizes))
+    return "".join(f"  {study:{width}s}  {own}\n" for study, own in sizes.items())
+
+
+def require(what: str, found: str, known: list[str], where: str) -> None:
+    """ValueError where a word is none of those that may stand there."""
+    if found not in known:
+        close = nearest(found, known)
+        hint = "" if close is None else f"; the nearest is {close!r}"
+        raise ValueError(f"{what}: expected one of {', '.join(known)} {where}, found {found!r}{hint}")
+
+
+def write_settings(settings: Mapping[str, Mapping[str, Any]], out: Path) -> None:
+    """A file of each, unless one of them is there and says something else: it is not this study's."""
+    for name, wanted in settings.items():
+        file = out / f"{name}.yaml"
+        try:
+            there = read_yaml(file.read_text(encoding="utf-8"), str(file)) if file.exists() else wanted
+        except ValueError:
+            there = None
+        if there != wanted:
+            raise ValueError(f"out: {file} is there and is not what this study writes; move it, or name another folder")
+    make_folder(out)
+    for name, wanted in settings.items():
+        if not (out / f"{name}.yaml").exists():
+            replace_file(out / f"{name}.yaml", yaml.safe_dump(wanted, sort_keys=False).encode())
+
+
 def share_teachers(folder: Path, resolved: dict[str, Any]) -> None:
     """Copies what another comparison beside this one has trained from the same settings and data: the same weights."""
     taught = resolved["teacher"]
@@ -46,7 +89,7 @@ def share_teachers(folder: Path, resolved: dict[str, Any]) -> None:
         other = teacher.parent
         if other == folder or taught["data"] is None or not (other / "manifest.json").exists():
             continue
-        theirs = yaml.safe_load((other / "config.yaml").read_text(encoding="utf-8"))
+        theirs = read_yaml((other / "config.yaml").read_text(encoding="utf-8"), str(other / "config.yaml"))
         manifest = json.loads((other / "manifest.json").read_text(encoding="utf-8"))
         if (
             theirs["teacher"] != taught
@@ -63,33 +106,45 @@ def share_teachers(folder: Path, resolved: dict[str, Any]) -> None:
 
 
 def main(words: list[str]) -> str:
-    parser = argparse.ArgumentParser(prog="experiments", description="see the first lines of this file")
-    parser.add_argument("words", nargs="*")
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments",
+        usage="%(prog)s STUDY SIZE ... [KEY=VALUE ...] [--out OUT] [--workers WORKERS]",
+        description=(__doc__ or "").partition("\n")[0],
+        epilog=f"studies and their sizes:\n{listed()}" if {"-h", "--help"} & set(words) else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("words", nargs="*", help="a study, some of its sizes, settings of `dfkd compare`")
     parser.add_argument("--out", type=Path, help="runs/FOLDER unless named")
     parser.add_argument("--workers", type=int, help="processes, one thread each")
     given = parser.parse_intermixed_args(words)
     settings = [word for word in given.words if "=" in word]
     study, *sizes = [word for word in given.words if "=" not in word] or [""]
-    if study not in studies():
-        raise SystemExit(f"experiments: expected one of {', '.join(studies())} first, found {study!r}")
+    require("study", study, studies(), "first")
     folder, name = study.split("/")
     out = given.out or Path("runs") / folder
-    text = (HERE / f"{study}.yaml").read_text(encoding="utf-8").replace("$OUT", str(out))
-    described: dict[str, Any] = yaml.safe_load(text)
+    plan = described(study, out)
     for size in sizes or [""]:
-        if size not in described["sizes"]:
-            raise SystemExit(f"experiments: expected one of {', '.join(described['sizes'])} next, found {size!r}")
-    make_folder(out)
-    for generator, how in described.get("generators", {}).items():
-        replace_file(out / f"{generator}.yaml", yaml.safe_dump(how, sort_keys=False).encode())
+        require("size", size, list(plan["sizes"]), "next")
+    generators = plan.get("generators", {})
+    wanted = {f"{name}-{size}": plan["common"] | plan["sizes"][size] for size in sizes}
+    # what is wrong with any of them is found before anything is written
+    for how in generators.values():
+        config.parse(GeneratorConfig, how)
+    parsed: dict[str, CompareConfig] = {
+        run: config.parse(CompareConfig, config.read_settings(settings, own)) for run, own in wanted.items()
+    }
+    for comparison in parsed.values():
+        teacher_spec(comparison.teacher, "teacher")
+    write_settings(generators | wanted, out)
+    for generator in generators:
         commands.train_generator([str(out / f"{generator}.yaml")], out / generator, dry_run=False)
     texts = []
     for size in sizes:
-        written, file = out / f"{name}-{size}", out / f"{name}-{size}.yaml"
-        replace_file(file, yaml.safe_dump(described["common"] | described["sizes"][size], sort_keys=False).encode())
-        share_teachers(written, config.dump(config.parse(CompareConfig, config.read_settings([str(file), *settings]))))
-        commands.compare([str(file), *settings], written, given.workers, dry_run=False)
-        text = table(read(written / "results.jsonl"), described.get("published"), described.get("shown", SHOWN))
+        run = f"{name}-{size}"
+        written = out / run
+        share_teachers(written, config.dump(parsed[run]))
+        commands.compare([str(out / f"{run}.yaml"), *settings], written, given.workers, dry_run=False)
+        text = table(read(written / "results.jsonl"), plan.get("published"), plan.get("shown", SHOWN))
         replace_file(written / "table.md", text.encode())
         texts.append(f"{name} {size}\n\n{text}")
     return "\n".join(texts)
@@ -97,4 +152,5 @@ def main(words: list[str]) -> str:
 
 if __name__ == "__main__":
     keep_freed_memory()
-    print(main(sys.argv[1:]), end="")
+    with in_a_line("experiments"):
+        print(main(sys.argv[1:]), end="")

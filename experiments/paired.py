@@ -3,18 +3,22 @@
     python -m experiments.paired agreement@test runs/derivatives/mnist_200-jacobian:real_200 \\
         runs/derivatives/mnist_200-values:real_200
 
-METRIC@COLUMN of the fidelity matrix, then the two rows, each as FOLDER:SAMPLER, or FILE:SAMPLER of kept results. Prints
-the first minus the second: mean ± sample standard deviation over the seeds that both have, and each of them; shares in
-points of 100. Students of one seed start from the same weights where they are the same net.
+METRIC@COLUMN of the fidelity matrix, then the two rows, each as FOLDER:SAMPLER, or FILE:SAMPLER of kept results;
+FILE:SIZE/SAMPLER where those are of several sizes, as noise is kept in mnist, on the test set. Prints the first minus
+the second: mean ± sample standard deviation over the seeds that both have, and each of them; shares in points of 100.
+Students of one seed start from the same weights where they are the same net.
 """
 
+import json
 import sys
 from pathlib import Path
 from statistics import fmean, stdev
 
-from dfkd.results import Line, read
+from dfkd.naming import unknown
+from dfkd.results import Line
 
-from .table import is_share, place
+from .ending import in_a_line
+from .table import is_share, kept, place, results_file
 
 __all__ = ["paired"]
 
@@ -34,17 +38,39 @@ def paired(lines: list[Line], others: list[Line], one: str) -> list[float]:
 
 def main(words: list[str]) -> str:
     if len(words) != 3 or not all(":" in word for word in words[1:]):
-        raise SystemExit(f"experiments.paired: expected METRIC@COLUMN FOLDER:SAMPLER FOLDER:SAMPLER, found {words}")
-    found = paired(_rows(words[1]), _rows(words[2]), words[0])
+        raise ValueError(f"expected METRIC@COLUMN FOLDER:SAMPLER FOLDER:SAMPLER, found {' '.join(words) or 'nothing'}")
+    found = paired(_rows(words[1], words[0]), _rows(words[2], words[0]), words[0])
     spread = f" ± {stdev(found):.3f}" if len(found) > 1 else ""
     return f"{fmean(found):+.3f}{spread}  ({' '.join(f'{value:+.3f}' for value in found)})\n"
 
 
-def _rows(word: str) -> list[Line]:
+def _rows(word: str, one: str) -> list[Line]:
+    """The lines of FOLDER:SAMPLER; ValueError where it has none of METRIC@COLUMN."""
     where, _, sampler = word.rpartition(":")
-    path = Path(where)
-    return [line for line in read(path / "results.jsonl" if path.is_dir() else path) if line.sampler == sampler]
+    file = results_file(Path(where))
+    lines = _of_sizes(file) or kept(file)
+    own = [line for line in lines if line.sampler == sampler]
+    if not own:
+        raise unknown(f"{file}: sampler", sampler, dict.fromkeys(line.sampler for line in lines))
+    if one not in map(place, own):
+        raise unknown(f"{file}: METRIC@COLUMN", one, dict.fromkeys(map(place, own)))
+    return own
+
+
+def _of_sizes(file: Path) -> list[Line]:
+    """Results of several sizes, their samplers as SIZE/SAMPLER; none where the lines name no size.
+
+    They were kept without the column, which is the test set, and without whether data was read: nobody asks it here.
+    """
+    try:
+        found = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines()]
+        sizes = [f"{line['size']}/{line['sampler']}" for line in found]
+    except (ValueError, TypeError, KeyError):
+        return []
+    whole = {"evaluation": "test", "data_free": True}
+    return [Line.from_dict(whole | line | {"sampler": name}) for line, name in zip(found, sizes, strict=True)]
 
 
 if __name__ == "__main__":
-    print(main(sys.argv[1:]), end="")
+    with in_a_line("experiments.paired"):
+        print(main(sys.argv[1:]), end="")

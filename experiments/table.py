@@ -2,6 +2,7 @@
 
     python -m experiments.table runs/digits
 
+The folder, or a file of its results that was kept.
 One row for each sampler, the best by the first column of numbers first: mean ± sample standard deviation over seeds.
 What the teacher was asked and the seconds are means over seeds; seconds depend on what else the machine was doing.
 """
@@ -15,7 +16,9 @@ from typing import Any
 from dfkd.fidelity.metrics import METRICS
 from dfkd.results import Line, read
 
-__all__ = ["is_share", "place", "table"]
+from .ending import in_a_line
+
+__all__ = ["is_share", "kept", "place", "results_file", "table"]
 
 SHOWN = ("accuracy@test", "agreement@test", "kl@test")
 """What a table shows where nobody says otherwise: METRIC@COLUMN of the fidelity matrix."""
@@ -29,6 +32,8 @@ def table(lines: list[Line], published: dict[str, Any] | None = None, shown: Seq
     for label in dict.fromkeys(line.sampler for line in lines):
         own = [line for line in lines if line.sampler == label]
         costs = [line for line in own if line.evaluation == "test" and line.metric == "agreement"]
+        if not costs:
+            raise ValueError(f"{label}: expected agreement on test among its results, found none")
         images, seconds = fmean(line.teacher_images for line in costs), fmean(line.seconds for line in costs)
         bad = [line.status for line in costs if line.status != "ok"]
         status = ", ".join(f"{bad.count(one)} {one}" for one in sorted(set(bad))) or "ok"
@@ -42,6 +47,23 @@ def table(lines: list[Line], published: dict[str, Any] | None = None, shown: Seq
     head += ["teacher images (M)", "seconds", "runs"]
     ordered = [cells for _, cells in sorted(rows, key=lambda row: -row[0])]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, ["---"] * len(head), *ordered])
+
+
+def results_file(where: Path) -> Path:
+    """Of a comparison's folder, or kept by itself; ValueError where there is none."""
+    file = where / "results.jsonl" if where.is_dir() else where
+    if not file.is_file():
+        found = f"no results.jsonl in {where}" if where.is_dir() else f"nothing at {where}"
+        raise ValueError(f"results: expected a comparison's folder or a file of its results, found {found}")
+    return file
+
+
+def kept(file: Path) -> list[Line]:
+    """All lines of a file of results, which are those of `dfkd compare`; ValueError where there are none."""
+    lines = read(file)
+    if not lines:
+        raise ValueError(f"{file}: expected lines of results as `dfkd compare` writes them, found none")
+    return lines
 
 
 def place(line: Line) -> str:
@@ -72,5 +94,12 @@ def _spread(values: list[float], one: str) -> str:
     return mean if len(values) == 1 else f"{mean} ± {factor * stdev(values):.{digits}f}"
 
 
+def main(words: list[str]) -> str:
+    if len(words) != 1:
+        raise ValueError(f"expected FOLDER, found {' '.join(words) or 'nothing'}")
+    return table(kept(results_file(Path(words[0]))))
+
+
 if __name__ == "__main__":
-    print(table(read(Path(sys.argv[1]) / "results.jsonl")), end="")
+    with in_a_line("experiments.table"):
+        print(main(sys.argv[1:]), end="")

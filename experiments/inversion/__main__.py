@@ -23,6 +23,8 @@ from dfkd.schemes.offline import make_problem
 from samplers import DeepInversion
 from samplers.ingredients import batchnorm_distance, noise_start
 
+from ..ending import in_a_line
+
 
 def distance(problem: Problem, x: torch.Tensor) -> float:
     """As in the term: sum over layers of the norms of both differences."""
@@ -64,4 +66,5 @@ def main(words: list[str]) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(sys.argv[1:])
+    with in_a_line("experiments.inversion"):
+        main(sys.argv[1:])

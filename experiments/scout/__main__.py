@@ -26,6 +26,7 @@ from dfkd.resolve import say, student_of
 from dfkd.scouting import Settings as ScoutSettings
 from dfkd.scouting import scout
 
+from ..ending import in_a_line
 from .analysis import correlations, misplaced, orders, table
 from .comparison import Comparison, agreements, opened, preferences
 
@@ -151,7 +152,5 @@ def _row(comparison: Comparison, study: StudyConfig, seen: list[dict[str, Any]],
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    try:
+    with in_a_line("experiments.scout"):
         main(sys.argv[1:])
-    except ValueError as error:
-        raise SystemExit(f"experiments.scout: {error}") from None

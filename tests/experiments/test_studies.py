@@ -105,12 +105,46 @@ def test_generators_that_a_study_names_are_trained_before_it_and_once(
         (["lenet5"], "expected one of .*mnist/lenet5, .* first, found 'lenet5'"),
         (["mnist/noise"], "expected one of base, .* next, found ''"),
         (["mnist/noise", "base", "bigger"], "next, found 'bigger'"),
+        (["mnist/noize", "base"], "first, found 'mnist/noize'; the nearest is 'mnist/noise'$"),
+        (["mnist/noise", "base", "steps_100"], "next, found 'steps_100'; the nearest is 'steps_1000'$"),
+        (["mnist/noise", "base", "budget.step=3"], "^budget: option: unknown 'step'; the nearest is 'steps'$"),
+        (["mnist/noise", "base", "teacher.data=none.npz"], "^data: no such file or folder: 'none.npz'$"),
     ],
 )
 def test_names_what_there_is(words: list[str], said: str, folder: Path) -> None:
-    with pytest.raises(SystemExit, match=said):
+    with pytest.raises(ValueError, match=said):
         main(words)
     assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize("content", ["mine: 1\n", "a: [", "\xff"])
+def test_a_file_of_the_users_is_left_alone(folder: Path, content: str) -> None:
+    mine = folder / "out" / "noise-teacher_1.yaml"
+    mine.parent.mkdir()
+    mine.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"out/noise-teacher_1.yaml is there and is not what this study writes; move"):
+        main(["mnist/noise", "steps_1000", "teacher_1", "--out", "out"])
+    assert [path.name for path in mine.parent.iterdir()] == [mine.name]
+    assert mine.read_bytes() == content.encode("latin-1")
+
+
+def test_a_study_with_a_key_twice_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "mine").mkdir()
+    (folder / "mine" / "few.yaml").write_text(STUDY + "shown: [agreement@test]\n", encoding="utf-8")
+    monkeypatch.setattr(experiments.__main__, "HERE", folder)
+    with pytest.raises(ValueError, match=r"few.yaml: expected each key once, found 'shown' in lines 10 and 12"):
+        main(["mine/few", "cpu", "--out", "made"])
+    assert not (folder / "made").exists()
+
+
+def test_help_names_all_studies_and_their_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    for name in studies():
+        sizes = yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8"))["sizes"]
+        assert f"  {name} " in said
+        assert f"  {', '.join(sizes)}\n" in said
 
 
 def test_sizes_that_have_a_teacher_in_common_train_it_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

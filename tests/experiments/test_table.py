@@ -1,7 +1,11 @@
 """The table of a comparison's results."""
 
+from pathlib import Path
+
+import pytest
+
 from dfkd.results import Line, Status
-from experiments.table import table
+from experiments.table import main, table
 
 
 def test_the_best_come_first_with_their_spread() -> None:
@@ -40,3 +44,14 @@ def test_other_columns_are_shown_where_they_are_named() -> None:
         "| two | free | 1.000 | 60.00 |  | 12.50 | 2.00 | 3 | ok |",
         "| one | free | 0.250 | 50.00 | 0.750 |  | 2.00 | 3 | ok |",
     ]
+
+
+def test_needs_results_on_test_data(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^expected FOLDER, found nothing$"):
+        main([])
+    with pytest.raises(ValueError, match=rf"found no results.jsonl in {tmp_path}$"):
+        main([str(tmp_path)])
+    alone = Line("one", True, 0, "uniform", "agreement", 0.5, 10, 2_000_000, 3.0)
+    (tmp_path / "results.jsonl").write_text(alone.to_json() + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^one: expected agreement on test among its results, found none$"):
+        main([str(tmp_path)])
