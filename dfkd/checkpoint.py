@@ -47,10 +47,10 @@ def load(path: Path, identity: str, device: torch.device | str = "cpu", rank: in
         raise ValueError(f"checkpoint: cannot read {path}: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error):
-            reason = "holds a pickled object, which could run code on loading; expected tensors, numbers and names"
+            reason = "holds a pickled object, which could run code on loading, where numbers and names are expected"
         else:
             reason = "is not a checkpoint"
-        raise ValueError(f"checkpoint: {path} {reason}") from error
+        raise ValueError(f"checkpoint: {path} {reason}; delete it to start again") from error
     except Exception as error:  # bytes that are no checkpoint make the reader stumble in any way
         raise ValueError(f"checkpoint: {path} is cut short or damaged; delete it to start again") from error
     if not isinstance(content, dict) or not set(content) >= _FIELDS:

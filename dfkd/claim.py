@@ -21,6 +21,13 @@ __all__ = ["begun", "claimed", "keep_manifest", "same_models", "what_is_read"]
 
 CONFIG, MANIFEST = "config.yaml", "manifest.json"
 _BEGINNINGS = (CONFIG, MANIFEST, "teacher.safetensors", "control_teacher.safetensors")
+_SHOWN = 5  # differences between two runs of one kind
+_KINDS = {  # whose settings they are, by the first of these that there is
+    "seeds": "dfkd compare",
+    "generator": "dfkd train-generator",
+    "n": "dfkd synthesize",
+    "objective": "dfkd distill",
+}
 _DIGESTS = {
     "teacher": "teacher",
     "control_teacher": "control teacher",
@@ -131,8 +138,18 @@ def _refuse_others(folder: Path, wanted: Mapping[str, Any]) -> None:
         return
     if not isinstance(there, Mapping):
         raise ValueError(f"out: {file} is not of a run; name another folder")
-    differing = ", ".join(_differences(there, wanted))
+    kind, other = _kind(wanted), _kind(there)
+    if None not in (kind, other) and kind != other:
+        raise ValueError(f"out: {folder} holds another run, one of `{other}`; name another folder")
+    found = _differences(there, wanted)
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    differing = ", ".join(found[:_SHOWN]) + more
     raise ValueError(f"out: {folder} holds another run, which differs in {differing}; name another folder")
+
+
+def _kind(config: Mapping[str, Any]) -> str | None:
+    """The command whose settings these are, where it can be told."""
+    return next((command for setting, command in _KINDS.items() if setting in config), None)
 
 
 def _differences(there: Any, wanted: Any, where: str = "") -> list[str]:

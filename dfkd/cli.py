@@ -29,6 +29,12 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
 
 
+def _settings(shown: str) -> str:
+    """Where a command's settings are seen, as its help says it."""
+    kinds = "samplers (or losses, schemes, models, generators, data)"
+    return f"All settings: `dfkd {shown} --dry-run`. Of what they name, with its own: `dfkd list` {kinds}."
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         print(f"dfkd {__version__}")
@@ -43,7 +49,7 @@ def _options(debug: Debug = False, version: Version = False) -> None:
     del debug, version  # read by main, wherever it stands; printed by its callback
 
 
-@app.command()
+@app.command(epilog=_settings("compare"))
 def compare(
     words: Words = None,
     out: Out = None,
@@ -56,7 +62,7 @@ def compare(
     commands.compare(words or [], out, workers, dry_run)
 
 
-@app.command()
+@app.command(epilog=_settings("scout digits"))
 def scout(
     words: Annotated[
         list[str] | None,
@@ -71,7 +77,7 @@ def scout(
     commands.scout(words or [], dry_run, as_json)
 
 
-@app.command()
+@app.command(epilog=_settings("synthesize uniform teacher=FILE --n 100"))
 def synthesize(
     words: Annotated[
         list[str] | None,
@@ -90,7 +96,7 @@ def synthesize(
     commands.synthesize(words or [], n, out, png, dry_run)
 
 
-@app.command()
+@app.command(epilog=_settings("distill teacher=FILE"))
 def distill(words: Words = None, out: Out = None, dry_run: DryRun = False) -> None:
     """Train one student from a teacher on one sampler, and save it."""
     from dfkd import commands
@@ -98,7 +104,7 @@ def distill(words: Words = None, out: Out = None, dry_run: DryRun = False) -> No
     commands.distill(words or [], out, dry_run)
 
 
-@app.command()
+@app.command(epilog=_settings("teach"))
 def teach(words: Words = None, out: OutFile = None, dry_run: DryRun = False) -> None:
     """Train a model on labelled data and save it as a teacher."""
     from dfkd import commands
@@ -106,7 +112,7 @@ def teach(words: Words = None, out: OutFile = None, dry_run: DryRun = False) -> 
     commands.teach(words or [], out, dry_run)
 
 
-@app.command(name="train-generator")
+@app.command(name="train-generator", epilog=_settings("train-generator data=digits"))
 def train_generator(words: Words = None, out: Out = None, dry_run: DryRun = False) -> None:
     """Train a generator of images on data, for samplers that draw from it."""
     from dfkd import commands

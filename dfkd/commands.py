@@ -28,6 +28,7 @@ from dfkd.config import (
 from dfkd.files import make_folder, replace_file
 from dfkd.interfaces import default_label, is_data_free, sources
 from dfkd.layout import check_layout
+from dfkd.models.weights import SUFFIXES, nearby
 from dfkd.plain import read_yaml
 from dfkd.problem import Probe, Problem
 from dfkd.registry import SAMPLERS
@@ -59,7 +60,7 @@ def compare(words: list[str], out: Path | None, workers: int | None, dry_run: bo
     """`dfkd compare`."""
     check_layout()
     demo = None if any(os.path.isfile(w) for w in words) else _packaged("demo.yaml")
-    config: CompareConfig = configuration.parse(CompareConfig, configuration.read_settings(words, demo))
+    config: CompareConfig = configuration.parse(CompareConfig, _read(words, "teacher", demo))
     resolved = configuration.dump(config)
     if dry_run:
         _print_yaml(resolved)
@@ -158,6 +159,14 @@ def _default_workers(device: str | None) -> int:
     return 1 if on_gpu else max(1, min(os.cpu_count() or 1, 8))
 
 
+def _read(words: list[str], key: str, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The settings that the words say; weights that stand there without their key are told it."""
+    for word in words:
+        if "=" not in word and Path(word).suffix in SUFFIXES:
+            raise ValueError(f"{word}: expected a YAML file or KEY=VALUE, found the name of weights; say {key}={word}")
+    return configuration.read_settings(words, base)
+
+
 def _packaged(name: str) -> dict[str, Any]:
     loaded: dict[str, Any] = read_yaml((resources.files("dfkd") / name).read_text(encoding="utf-8"), name)
     return loaded
@@ -173,7 +182,8 @@ def _print_yaml(settings: Mapping[str, Any]) -> None:
 def scout(words: list[str], dry_run: bool, as_json: bool) -> None:
     """`dfkd scout`: a ranking of samplers before any student is trained."""
     check_layout()
-    settings = configuration.read_settings(_with_teacher(words))
+    _refuse_one(words)
+    settings = _read(_with_teacher(words), "teacher")
     settings = _without_others(settings, ScoutConfig, CompareConfig, DistillConfig)
     settings.setdefault("student", _same_model(settings.get("teacher")))
     config: ScoutConfig = configuration.parse(ScoutConfig, settings)
@@ -211,11 +221,20 @@ def _with_teacher(words: list[str]) -> list[str]:
     first = words[0] if words else ""
     if first == "digits" and not Path(first).exists():
         return [f"teacher={json.dumps(_packaged('demo.yaml')['teacher'])}", *words[1:]]
-    named = "=" not in first and Path(first).suffix in (".safetensors", ".pt", ".pth", ".th")
+    named = "=" not in first and Path(first).suffix in SUFFIXES
     settings = "=" in first or Path(first).suffix in (".yaml", ".yml") or Path(first).is_file()
     if first and not named and not settings:
-        raise ValueError(f"teacher: expected weights, such as teacher.safetensors, or digits, found {first!r}")
+        raise ValueError(f"teacher: expected weights or digits, found {nearby(Path(first), ['digits'])}")
     return [f"teacher={json.dumps(first)}", *words[1:]] if named else words
+
+
+def _refuse_one(words: list[str]) -> None:
+    """ValueError where a word names the one sampler of distill. A file that does is one of distill's, and is read."""
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals and key.split(".")[0].strip() == "sampler" and not os.path.isfile(word):
+            listed = value if key.strip() == "sampler" else "NAME, ..."
+            raise ValueError(f"sampler: expected samplers, which are ranked, found {word}; say samplers=[{listed}]")
 
 
 def _without_others(settings: Mapping[str, Any], own: type, *others: type) -> dict[str, Any]:
@@ -233,7 +252,7 @@ def _without_others(settings: Mapping[str, Any], own: type, *others: type) -> di
 def distill(words: list[str], out: Path | None, dry_run: bool) -> None:
     """`dfkd distill`: one student; without data it still says whether it worked."""
     check_layout()
-    settings = configuration.read_settings(words)
+    settings = _read(words, "teacher")
     if "samplers" not in settings:
         settings.setdefault("sampler", _packaged("distill.yaml")["sampler"])
     settings.setdefault("student", _same_model(settings.get("teacher")))
@@ -308,7 +327,7 @@ def _same_model(teacher: Any) -> dict[str, Any]:
 def synthesize(words: list[str], n: int | None, out: Path | None, png: bool, dry_run: bool) -> None:
     """`dfkd synthesize`: images of one sampler, kept with what the teacher says of them."""
     check_layout()
-    settings = configuration.read_settings(_with_sampler(words))
+    settings = _read(_with_sampler(words), "teacher")
     if n is not None:
         settings["n"] = n
     if "sampler" not in settings:
@@ -502,9 +521,11 @@ def teach(words: list[str], out: Path | None, dry_run: bool) -> None:
 def evaluate(words: list[str], as_json: bool) -> None:
     """`dfkd evaluate`."""
     check_layout()
-    config: EvaluateConfig = configuration.parse(EvaluateConfig, configuration.read_settings(words))
+    config: EvaluateConfig = configuration.parse(EvaluateConfig, _read(words, "weights"))
     if config.weights is None:
-        raise ValueError("weights: expected a weights file, found none")
+        meant = config.model is not None and Path(config.model).suffix in SUFFIXES
+        hint = f" but model={config.model}; say weights={config.model}" if meant else "; say weights=FILE"
+        raise ValueError(f"weights: expected a weights file, found none{hint}")
     if config.batch < 1:
         raise ValueError(f"batch: expected an integer >= 1, found {config.batch!r}")
     as_device(config.device)
@@ -551,5 +572,6 @@ def report(folder: Path) -> None:
 
     if not (folder / "results.jsonl").exists():
         raise ValueError(f"{folder}: expected the folder of a comparison, found no results.jsonl in it")
+    page = write_report(folder)  # reads all that the table does, and more: what is damaged is said alone
     print_table(folder)
-    say(f"report: {write_report(folder)}")
+    say(f"report: {page}")

@@ -348,8 +348,11 @@ def spelt_out(model: str) -> dict[str, Any]:
     return {"weights": model} if Path(model).suffix and ":" not in model else {"model": model}
 
 
-def parse(cls: type[Any], settings: Any, where: str = "") -> Any:
-    """An instance of a dataclass of settings from plain values; ValueError with the place of what is wrong."""
+def parse(cls: type[Any], settings: Any, where: str = "", beside: Iterable[str] = ()) -> Any:
+    """An instance of a dataclass of settings from plain values; ValueError with the place of what is wrong.
+
+    beside: what else may stand there and was taken out before, for the nearest name.
+    """
     if cls in (TeacherConfig, StudentConfig) and isinstance(settings, str):
         settings = spelt_out(settings)
     if cls is Evaluation and isinstance(settings, list):
@@ -366,7 +369,7 @@ def parse(cls: type[Any], settings: Any, where: str = "") -> Any:
                 f"sampler: [{{real: {{data: {value}}}}}]"
             )
         if key not in options:
-            raise unknown(f"{where}: option" if where else "settings", str(key), options)
+            raise unknown(f"{where}: option" if where else "settings", str(key), [*options, *beside])
         over = _over_default(options[key], value)
         values[key] = _convert(hints[key], over, f"{where}.{key}" if where else key)
     for name, option in options.items():
@@ -405,7 +408,8 @@ def sampler(spec: Any, where: str = "sampler") -> tuple[str | None, Sampler]:
     if label is not None and not isinstance(label, str):
         raise ValueError(f"{where}.{name}.label: expected text, found {label!r}")
     cls, at = find(where, name, SAMPLERS) if ":" not in name else _user_class(name, where), f"{where}.{name}"
-    made = parse(cls, _over_variant(cls, options, at), at)
+    beside = ("label", "variant") if getattr(cls, "variants", ()) else ("label",)
+    made = parse(cls, _over_variant(cls, options, at), at, beside)
     if not isinstance(made, Sampler):
         missing = [part for part in _SAMPLER if not hasattr(made, part)]
         raise ValueError(f"{where}: {name} is not a sampler; it has no {', '.join(missing)}")
@@ -441,7 +445,8 @@ def objective(spec: Mapping[str, Any], at: str = "objective") -> Objective:
             _convert(tuple[int, ...] | None, options.pop(key, None), f"{where}.{key}") for key in ("sources", "members")
         )
         kind = _convert(str, options.pop("loss", name), f"{where}.loss")
-        loss: Loss = parse(find(at if kind == name else f"{where}.loss", kind, LOSSES), options, where)
+        beside = ("weight", "sources", "members", "loss")
+        loss: Loss = parse(find(at if kind == name else f"{where}.loss", kind, LOSSES), options, where, beside)
         if sources is not None:
             loss = _part(OfSources, where, loss=loss, sources=sources)
         if members is None:

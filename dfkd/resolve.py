@@ -1,5 +1,6 @@
 """From settings to models: a teacher with its weights or trained here, and what a student is built from."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +14,7 @@ from torch import nn
 from dfkd import config as configuration
 from dfkd import models
 from dfkd.config import DistillConfig, EvaluateConfig, StudentConfig, TeacherConfig
-from dfkd.models.weights import read_metadata
+from dfkd.models.weights import nearby, read_metadata
 from dfkd.problem import Probe
 from dfkd.registry import SAMPLERS, find
 from dfkd.types import InputSpec
@@ -66,6 +67,11 @@ def teacher_spec(teacher: TeacherConfig, where: str) -> InputSpec:
         with _at(where):
             if read_metadata(teacher.weights) is not None:
                 return models.read_spec(teacher.weights)
+    model = teacher.model or ""
+    if model and ":" not in model and model not in models.MODELS and not model.startswith("wrn-"):
+        named = f"a file; say {where}.weights={model}"
+        found = named if os.path.isfile(model) else nearby(Path(model), models.MODELS)
+        raise ValueError(f"{where}: expected a weights file, or a model with its data, found {found}")
     raise ValueError(f"{where}: expected data, or shape and classes, or weights that dfkd saved, found none of them")
 
 

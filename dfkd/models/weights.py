@@ -1,8 +1,9 @@
 """Weights from a file into a network: safetensors, or a `weights_only` dict of tensors; never a pickled module."""
 
 import json
+import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from dfkd.naming import nearest
+
 from .quantised import INPUT_RANGE
 
-__all__ = ["METADATA", "METADATA_KEY", "fit", "read_metadata", "read_tensors"]
+__all__ = ["METADATA", "METADATA_KEY", "SUFFIXES", "fit", "nearby", "read_metadata", "read_tensors"]
 
 METADATA_KEY = "dfkd"
+SUFFIXES = (".safetensors", ".pt", ".pth", ".th")
+"""What names of weights end in; others are read too."""
 METADATA = ("reference", "options", "spec", "normalisation", "card")
 _WRAPPED_IN = ("state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
@@ -82,7 +87,24 @@ def _first(keys: list[str]) -> str:
 
 def _require_file(path: Path) -> None:
     if not path.is_file():
-        raise ValueError(f"weights: expected a file, found {'a folder' if path.is_dir() else 'nothing'} at {path}")
+        raise ValueError(f"weights: expected a file, found {nearby(path)}")
+
+
+def nearby(path: Path, names: Iterable[str] = ()) -> str:
+    """What there is where weights were looked for, and what may have been meant: what a folder holds, else the nearest
+    of the files beside it and of these names."""
+    inside = os.path.isdir(path)  # no folder where the system takes no name so long
+    folder = path if inside else path.parent
+    try:
+        there = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES and file.is_file())
+    except (OSError, ValueError):
+        there = []
+    if inside:
+        holds = f"; it holds {_first([file.name for file in there])}" if there else ""
+        return f"a folder at {path}{holds}"
+    known = {name: name for name in names} | {file.stem: str(file) for file in there}  # by their ends all are alike
+    close = nearest(path.stem, known)
+    return f"nothing at {path}" + ("" if close is None else f"; the nearest is {known[close]!r}")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

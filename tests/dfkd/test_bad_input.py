@@ -121,6 +121,36 @@ def test_weights_of_ours_cut_short(run: Command, place: Path, teachers: tuple[Pa
     assert files(place) == {}
 
 
+@pytest.mark.parametrize(
+    ("word", "part"),
+    [
+        ("nodir", "found nothing at nodir"),
+        ("mein", "found nothing at mein; the nearest is 'mine.safetensors'"),
+        ("digit_cnn", "found nothing at digit_cnn; the nearest is 'digits_cnn'"),
+        ("kept", "found a folder at kept; it holds one.safetensors, two.pt"),
+        ("bare", "found a file; say teacher.weights=bare"),
+    ],
+)
+def test_a_teacher_that_is_neither_weights_nor_a_model(
+    run: Command, place: Path, teachers: tuple[Path, Path], word: str, part: str
+) -> None:
+    (place / "kept").mkdir()
+    for name in ("mine.safetensors", "bare", "kept/one.safetensors", "kept/two.pt", "kept/card.json"):
+        shutil.copyfile(teachers[0], place / name)
+    said = run("distill", f"teacher={word}", *QUICK, "--out", "out")
+    refused(said, f"teacher: expected a weights file, or a model with its data, {part}")
+    assert not (place / "out").exists()
+
+
+def test_weights_that_are_not_there_name_the_nearest(run: Command, place: Path, teachers: tuple[Path, Path]) -> None:
+    shutil.copyfile(teachers[0], place / "teacher.safetensors")
+    shutil.copyfile(teachers[0], place / "other.safetensors")
+    said = run("distill", "teacher=taecher.pt", "teacher.model=digits_cnn", *QUICK, "--out", "out")
+    refused(said, "expected a file, found nothing at taecher.pt; the nearest is 'teacher.safetensors'")
+    said = run("distill", "teacher=zzz.safetensors", *QUICK, "--out", "out")
+    assert said.err.endswith("found nothing at zzz.safetensors\n")  # that the ends are alike is no likeness
+
+
 def teacher_words(place: Path, function: str, **changed: str) -> list[str]:
     import importlib
 
@@ -417,7 +447,14 @@ def test_a_folder_of_another_run_is_left_alone(run: Command, place: Path, teache
         said = run("distill", f"teacher={teachers[0]}", *QUICK, word, "--out", "out")
         refused(said, "out: out holds another run, which ", part)
         assert files(place) == before
-    refused(run("compare", "budget.steps=1", "--out", "out"), "out: out holds another run")
+    said = run("compare", "budget.steps=1", "--out", "out")
+    refused(said, "out: out holds another run, one of `dfkd distill`; name another folder")
+    said = run("synthesize", "uniform", f"teacher={teachers[0]}", "--n", 2, "--out", "out")
+    refused(said, "out: out holds another run, one of `dfkd distill`; name another folder")
+    words = ["budget.steps=9", "budget.batch=9", "optimiser={name: sgd, learning_rate: 1, weight_decay: 0.5}", "seed=9"]
+    said = run("distill", f"teacher={teachers[1]}", "sampler=uniform", *words, "--out", "out")
+    refused(said, "which differs in teacher.weights, ", " and 1 more; name another folder")
+    assert said.err.count(", ") == 5
     assert files(place) == before
 
 
@@ -514,6 +551,22 @@ def test_a_checkpoint_cut_short(run: Command, place: Path, teachers: tuple[Path,
     assert files(place) == before
     file.unlink()
     assert run(*words).status == 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_checkpoint_of_any_bytes(run: Command, place: Path, teachers: tuple[Path, Path], seed: int) -> None:
+    words = ["distill", f"teacher={teachers[0]}", *QUICK, "--out", "out"]
+    assert run(*words).status == 0
+    file = place / "out" / "checkpoint"
+    file.write_bytes(np.random.default_rng(seed).bytes(5000))
+    refused(run(*words), "checkpoint: out/checkpoint ", "; delete it to start again")
+
+
+def test_a_checkpoint_with_code_in_it(run: Command, place: Path, teachers: tuple[Path, Path]) -> None:
+    words = ["distill", f"teacher={teachers[0]}", *QUICK, "--out", "out"]
+    assert run(*words).status == 0
+    torch.save(nn.Linear(2, 2), place / "out" / "checkpoint")
+    refused(run(*words), "holds a pickled object, which could run code on loading", "; delete it to start again")
 
 
 @pytest.mark.usefixtures("place")

@@ -84,6 +84,16 @@ def test_every_command_has_help(run: Command, command: str) -> None:
     assert f"Usage: dfkd {command}" in said.out
 
 
+@pytest.mark.parametrize("command", ["compare", "scout", "synthesize", "distill", "teach", "train-generator"])
+def test_help_says_a_command_that_prints_all_settings(run: Command, command: str) -> None:
+    said = " ".join(run(command, "--help").out.split())
+    found = re.search(r"All settings: `dfkd (.*? --dry-run)`. .* `dfkd list` samplers", said)
+    assert found is not None
+    words = found[1].split()
+    assert words[0] == command
+    assert "seed" in run(*words).out
+
+
 def test_version(run: Command) -> None:
     assert run("--version").out == f"dfkd {package.__version__}\n"
 
@@ -99,7 +109,7 @@ def test_version(run: Command) -> None:
         (("list", "smaplers"), "list: unknown 'smaplers'; the nearest is 'samplers'"),
         (("list",), "list: expected samplers, losses, schemes, models, generators or data, found none"),
         (("list", "xyz"), "list: unknown 'xyz'; known: samplers, losses, schemes, models, generators, data"),
-        (("scout", "digts"), "teacher: expected weights, such as teacher.safetensors, or digits, found 'digts'"),
+        (("scout", "digts"), "teacher: expected weights or digits, found nothing at digts; the nearest is 'digits'"),
         (("scout", "mine.yml"), "mine.yml: expected a YAML file or KEY=VALUE, found no such file"),
         (("compare", "--out"), "Option '--out' requires an argument."),
         (("compare", "samplrs=[]"), "settings: unknown 'samplrs'; the nearest is 'samplers'"),
@@ -107,7 +117,39 @@ def test_version(run: Command) -> None:
         (("distill",), "settings: teacher is missing; give teacher=VALUE, or a file of settings that has it"),
         (("distill", "teacher=x.safetensors"), "--out: expected a folder to write to, found none"),
         (("evaluate",), "settings: data is missing; give data=VALUE, or a file of settings that has it"),
-        (("evaluate", "data=digits"), "weights: expected a weights file, found none"),
+        (("evaluate", "data=digits"), "weights: expected a weights file, found none; say weights=FILE"),
+        (
+            ("evaluate", "data=digits", "model=w.safetensors"),
+            "weights: expected a weights file, found none but model=w.safetensors; say weights=w.safetensors",
+        ),
+        (
+            ("evaluate", "t.safetensors"),
+            "t.safetensors: expected a YAML file or KEY=VALUE, found the name of weights; say weights=t.safetensors",
+        ),
+        (
+            ("distill", "t.pth"),
+            "t.pth: expected a YAML file or KEY=VALUE, found the name of weights; say teacher=t.pth",
+        ),
+        (
+            ("distill", "teacher=t.pth", "sampler={uniform: {lable: x}}"),
+            "sampler.uniform: option: unknown 'lable'; the nearest is 'label'",
+        ),
+        (
+            ("distill", "teacher=t.pth", "sampler={dafl: {varient: cifar10}}"),
+            "sampler.dafl: option: unknown 'varient'; the nearest is 'variant'",
+        ),
+        (
+            ("distill", "teacher=t.pth", "objective={kl: {wieght: 2}}"),
+            "objective.kl: option: unknown 'wieght'; the nearest is 'weight'",
+        ),
+        (
+            ("scout", "digits", "sampler=uniform"),
+            "sampler: expected samplers, which are ranked, found sampler=uniform; say samplers=[uniform]",
+        ),
+        (
+            ("scout", "digits", "sampler.gaussian.std=1"),
+            "sampler: expected samplers, which are ranked, found sampler.gaussian.std=1; say samplers=[NAME, ...]",
+        ),
         (("report", "nowhere"), "nowhere: expected the folder of a comparison, found no results.jsonl in it"),
         (("teach", "--out", "t.pt"), "--out: expected a file that ends in .safetensors, found t.pt"),
     ],

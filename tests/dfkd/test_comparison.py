@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,6 +105,20 @@ def done(tmp_path_factory: pytest.TempPathFactory, quadrants: Path, teachers: tu
 
 
 LABELS = ("real", "inverted", "a <b> & é")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "results.jsonl"])
+@pytest.mark.parametrize("content", ["", "{", "\n[]\n"])
+def test_a_damaged_folder_is_reported_in_a_line_alone(
+    done: Path, run: Command, tmp_path: Path, name: str, content: str
+) -> None:
+    copied = shutil.copytree(done, tmp_path / "copied")
+    (copied / name).write_text(content)
+    page = (copied / "report.html").read_bytes()
+    said = run("report", copied)
+    assert (said.status, said.out, said.err.count("\n")) == (2, "", 1)
+    assert said.err.startswith(f"dfkd: {copied / name}")
+    assert (copied / "report.html").read_bytes() == page
 
 
 # -- what is written ---------------------------------------------------------------------------------------------------

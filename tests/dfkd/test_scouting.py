@@ -286,6 +286,9 @@ def test_command_reads_the_file_of_a_comparison(
     said = run("scout", file, *SHORT)
     assert said.status == 0, said.err
     assert "not used here: seeds, budget" in said.err
+    file.write_text(f"teacher: {teachers[0]}\nsampler: uniform\n")  # of distill: all are ranked for it
+    said = run("scout", file, "samplers=[gaussian]", *SHORT)
+    assert (said.status, "not used here: sampler\n" in said.err) == (0, True)
     wrong = run("scout", file, "smaplers=[uniform]")
     assert wrong.err.splitlines()[-1] == "dfkd: settings: unknown 'smaplers'; the nearest is 'samplers'"
 

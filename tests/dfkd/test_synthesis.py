@@ -462,7 +462,7 @@ def test_a_folder_that_is_not_free(run: Command, tmp_path: Path, teachers: Teach
         == 0
     )
     before = content(tmp_path / "d")
-    refused(run(*words, tmp_path / "d"), "holds another run, which differs in ")
+    refused(run(*words, tmp_path / "d"), "holds another run, one of `dfkd distill`; name another folder")
     assert content(tmp_path / "d") == before
     assert run(*words, tmp_path / "bank").status == 0
     before = content(tmp_path / "bank")
