@@ -1,7 +1,7 @@
 """A step's models and objective through torch.compile, for steps of which all have the same shapes.
 
 no paper. Meant for a GPU, where it is recorded as CUDA graphs too, so that a small network's step is not the launching
-of its hundreds of kernels. On a CPU, where what never changes is folded, it brings a sixth of a step with a large
+of its hundreds of kernels. On a CPU, where what never changes is folded, it brings a seventh of a step with a large
 teacher and little or nothing of small ones (experiments/bench/NOTES.md).
 """
 
