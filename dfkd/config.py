@@ -133,9 +133,9 @@ class CompareConfig:
     {dafl: {variant: cifar10}}.
     precision: `float32`, `tf32` or `bfloat16`; null is bfloat16 on a GPU, else float32. compile: models and
     objective through torch.compile, for long runs on a GPU or of large nets: up to minutes to begin with, then quicker
-    steps. student_train:
-    `train` or `fixed`; student_score: `eval`, `batch` or `recalibrated` BatchNorm. preset: whether recipes that say how
-    their authors trained the student have it trained so (objective, optimiser, batch); else all share one training.
+    steps. student_train: `train` or `fixed`; student_score: `eval`, `batch` or `recalibrated` BatchNorm. preset:
+    whether recipes that say how their authors trained the student have it trained so (objective, optimiser, batch);
+    else all share one training.
     """
 
     teacher: TeacherConfig
