@@ -101,8 +101,8 @@ def test_random_numbers_of_another_device_make_no_loss_look_wrong(lent: Lent, mo
 def fake(change: float) -> Any:
     """What stands in for dfkd's compiler: the module, its answers times `change`."""
 
-    def compiled(function: Any, device: torch.device, name: str, *, last: bool = False) -> Any:
-        del device, last
+    def compiled(function: Any, device: torch.device, name: str, **how: bool) -> Any:
+        del device, how
         if not isinstance(function, nn.Module) or name != "student":
             return function
         return lambda x: function(x) * change
@@ -131,8 +131,8 @@ def test_a_graph_that_is_not_recorded_is_a_finding(lent: Lent, monkeypatch: pyte
     monkeypatch.setattr("dfkd.engine.compiled", original)
     for skips, broken, result in ((0, 0, "close"), (2, 0, "not recorded"), (0, 1, "not recorded")):
 
-        def counting(*given: Any, skips: int = skips, broken: int = broken, last: bool = False) -> Any:
-            del last
+        def counting(*given: Any, skips: int = skips, broken: int = broken, **how: bool) -> Any:
+            del how
             counters["inductor"]["cudagraph_skips"] += skips
             breaks["a print"] += broken
             return original(*given)
