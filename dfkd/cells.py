@@ -10,15 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from dfkd import models
 from dfkd.fidelity import columns
 from dfkd.fidelity.diagnostics import diagnose
-from dfkd.files import alone_in, make_folder, replace_file, replacing
+from dfkd.files import alone_with, make_folder, replace_file, replacing
 from dfkd.interfaces import is_data_free
-from dfkd.models.weights import read_metadata
 from dfkd.plan import Settings, bank_file, read_record, reference_of, run_folder, some_rows
 from dfkd.problem import Probe, Problem, UnsupportedProblem
 from dfkd.schemes.offline import Distilled, distill
@@ -55,19 +55,19 @@ def train_cell(settings: Settings, folder: Path, label: str, seed: int, control:
     if (record := _done(run, control)) is not None:
         return record
     make_folder(run)
-    lock = run / f".{_name(control)}.lock"
     # a process whose comparison was killed may be at work here for some seconds more, and may even come to its end
-    with alone_in(lock, wait=True):
+    with alone_with(run / f".{_name(control)}.lock", wait=True):
         if (record := _done(run, control)) is not None:
             return record
         _take_back(run, control)
-        record = _train(settings, folder, label, seed, control)
-        lock.unlink(missing_ok=True)
-        return record
+        return _train(settings, folder, label, seed, control)
 
 
 def _done(run: Path, control: bool) -> dict[str, Any] | None:
-    """What a run wrote of itself; None where it is not done, or where what it made is not there any more."""
+    """What a run wrote of itself; None where it is not done, or where its student is lost that is still to be scored.
+
+    A student that is cut short is lost in any case: who comes to load it would have nothing.
+    """
     file = run / f"{_name(control)}.json"
     if not file.exists():
         return None
@@ -75,19 +75,21 @@ def _done(run: Path, control: bool) -> dict[str, Any] | None:
     if record.get("status") == "unsupported":
         return record
     try:
-        read_metadata(file.with_suffix(".safetensors"))  # finds that it is cut short without reading its weights
-    except ValueError:
+        with safe_open(file.with_suffix(".safetensors"), framework="pt"):  # looks at its head and its length
+            return record
+    except FileNotFoundError:
+        return record if (run / "scores.jsonl").exists() else None
+    except SafetensorError:
         return None
-    return record
 
 
 def _take_back(run: Path, control: bool) -> None:
-    """What is said of a student that is lost goes: it is trained again, and scored again."""
+    """What is said of an earlier student goes: it is trained again, and scored again."""
     file = run / f"{_name(control)}.json"
     if file.exists():
         warnings.warn(f"{file.with_suffix('.safetensors')} is missing or cut short; it is trained again", stacklevel=2)
-        (run / "scores.jsonl").unlink(missing_ok=True)
-        file.unlink()  # last: were it the first to go, scores of another student could stay
+    (run / "scores.jsonl").unlink(missing_ok=True)
+    file.unlink(missing_ok=True)  # last: were it the first to go, scores of another student could stay
 
 
 def _name(control: bool) -> str:

@@ -13,13 +13,13 @@ from typing import Any
 import yaml
 
 from dfkd.bank import made_from
-from dfkd.files import alone_in, make_folder, replace_file
+from dfkd.files import alone_with, make_folder, replace_file
 from dfkd.interfaces import Reads, Sampler, Trained, walk
 from dfkd.plain import read_yaml
 
 __all__ = ["begun", "claimed", "keep_manifest", "same_models", "what_is_read"]
 
-CONFIG, MANIFEST = "config.yaml", "manifest.json"
+CONFIG, MANIFEST, LOCK = "config.yaml", "manifest.json", ".lock"
 _BEGINNINGS = (CONFIG, MANIFEST, "teacher.safetensors", "control_teacher.safetensors")
 _SHOWN = 5  # differences between two runs of one kind
 _KINDS = {  # whose settings they are, by the first of these that there is
@@ -51,7 +51,7 @@ def claimed(folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
         make_folder(folder)
     with ExitStack() as stack:
         try:
-            stack.enter_context(alone_in(folder))
+            stack.enter_context(alone_with(folder / LOCK))
         except BlockingIOError as error:
             raise ValueError(f"out: another process writes in {folder}; wait for it or name another folder") from error
         if begun(folder):
@@ -167,9 +167,9 @@ def _differences(there: Any, wanted: Any, where: str = "") -> list[str]:
 
 
 def _give_up(folder: Path, remove: bool) -> None:
-    if any(path.name not in _BEGINNINGS for path in folder.iterdir()):
+    if any(path.name not in (*_BEGINNINGS, LOCK) for path in folder.iterdir()):
         return  # a run has begun in earnest: its settings stay
-    for name in _BEGINNINGS:
+    for name in (*_BEGINNINGS, LOCK):
         (folder / name).unlink(missing_ok=True)
     if remove:
         with suppress(OSError):

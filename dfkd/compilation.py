@@ -1,19 +1,20 @@
 """A step's models and objective through torch.compile, for steps of which all have the same shapes.
 
 no paper. Meant for a GPU, where it is recorded as CUDA graphs too, so that a small network's step is not the launching
-of its hundreds of kernels. On a CPU, where what never changes is folded, it brings a seventh of a step with a large
-teacher and little or nothing of small ones (experiments/bench/NOTES.md).
+of its hundreds of kernels. On a CPU, where what never changes is folded, it takes a twentieth to a sixth off a step of
+large nets, and nothing off one of small nets (experiments/bench/NOTES.md).
 """
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
-__all__ = ["compiled", "compiling", "forget_others", "room"]
+__all__ = ["compiled", "compiling", "forget_changed", "room"]
 
 GRAPHS = 64
 """How many a function may have in a process: one for each batch, mode and layout. torch's own limit is 8."""
@@ -30,7 +31,7 @@ def compiled(
     each call but the `last` ones, for all that the process has compiled (torch.compiler.cudagraph_mark_step_begin).
 
     fold: a module's weights are constants of what a CPU is given where no gradient is asked for, so that BatchNorm is
-    folded into the convolutions before it. They must not change; where they may have since, `forget_others` goes first.
+    folded into the convolutions before it. They must not change; where they may have, `forget_changed` goes first.
     """
     graphs = device.type == "cuda"
     folding = _folding if fold and not graphs else nullcontext
@@ -62,18 +63,39 @@ def compiling(name: str) -> Iterator[None]:
         ) from error
 
 
-_FOLDED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # digests of the weights that code was made of
+_FOLDED = WeakIdKeyDictionary()
+"""Digests of the tensors that code was made of."""
 
 
-def forget_others(module: nn.Module, digest: str) -> None:
-    """The module is compiled with `fold`, its weights being of this digest.
+def forget_changed(module: nn.Module) -> None:
+    """The module is compiled with `fold` next.
 
-    If they were others when that was done before, all that the process has compiled is let go of: torch would use it.
+    Where a tensor of its was so before with other values, all that the process has compiled is let go of: torch knows a
+    tensor again, not what is in it, in whatever module it is.
     """
-    if _FOLDED.get(module, digest) != digest:
+    now = [(tensor, _digest(tensor)) for part in module.modules() for tensor in _tensors(vars(part))]
+    if any(_FOLDED.get(tensor, digest) != digest for tensor, digest in now):
         torch.compiler.reset()
         _FOLDED.clear()
-    _FOLDED[module] = digest
+    for tensor, digest in now:
+        _FOLDED[tensor] = digest
+
+
+def _tensors(held: Any) -> Iterator[Tensor]:
+    """Parameters, buffers, and what else is there, saved with the module or not."""
+    if isinstance(held, Tensor):
+        yield held
+    elif isinstance(held, Mapping):
+        for value in held.values():
+            yield from _tensors(value)
+    elif isinstance(held, (list, tuple)):
+        for value in held:
+            yield from _tensors(value)
+
+
+def _digest(tensor: Tensor) -> bytes:
+    content = tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes()  # sync
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def _folding() -> AbstractContextManager[Any]:

@@ -111,7 +111,10 @@ def train(
         stack.enter_context(problem.student.counting("synthesise"))
         stack.enter_context(arithmetic(problem.student.precision))
         if compile and not objective.input_grad:
-            stack.enter_context(problem.teacher.compiled(budget.batch, fixed=True))
+            trained = {id(held) for held in (*problem.student.module.parameters(), *problem.student.module.buffers())}
+            told = (*problem.teacher.module.parameters(), *problem.teacher.module.buffers())
+            shared = any(id(held) in trained for held in told)  # layers of the teacher's own that the student trains
+            stack.enter_context(problem.teacher.compiled(budget.batch, fixed=not shared))
             stack.enter_context(problem.student.compiled(budget.batch))
         bar = Bar(sampler.name, show_progress)
         stack.callback(bar.close)

@@ -5,10 +5,11 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["alone_in", "make_folder", "replace_file", "replacing"]
+__all__ = ["alone_with", "make_folder", "replace_file", "replacing"]
 
 
 def make_folder(folder: Path) -> None:
@@ -22,43 +23,65 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def alone_in(place: Path, wait: bool = False) -> Iterator[None]:
-    """Inside, no other process is alone in this place; a process may be so several times, one within the other.
+def alone_with(file: Path, wait: bool = False) -> Iterator[None]:
+    """Inside, no other process is alone with this file, which is made, and gone afterwards.
 
-    place: a folder, or a file, which is made. Where another process is there: BlockingIOError, or wait until it has
-    left or ended; the system sees to that however it ends. Nothing is held on Windows, nor where the file system knows
-    no such locks.
+    A process may be so several times at once. Where another one is: BlockingIOError, or wait until it has left or
+    ended; the system sees to that however it ends. Nothing is held on Windows, nor where the file cannot be made or the
+    file system knows no such locks.
     """
-    place = place.resolve()
-    handle = None if place in _ENTERED else _locked(place, wait)
-    if handle is None:
-        yield
-        return
-    _ENTERED.add(place)
+    file = file.parent.resolve() / file.name
+    if file not in _HELD:
+        handle = _locked(file, wait)
+        if handle is None:
+            yield
+            return
+        _HELD[file] = _Held(handle)
+    held = _HELD[file]
+    held.times += 1
     try:
         yield
     finally:
-        _ENTERED.discard(place)
-        os.close(handle)
+        held.times -= 1
+        if held.times == 0:
+            del _HELD[file]
+            file.unlink(missing_ok=True)  # while it is held: who waits for it then sees that it is another's no more
+            os.close(held.handle)
 
 
-_ENTERED: set[Path] = set()  # by this process
+@dataclass
+class _Held:
+    handle: int
+    times: int = 0
+
+
+_HELD: dict[Path, _Held] = {}  # by this process
 _LOCKS: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 
 
-def _locked(place: Path, wait: bool) -> int | None:
-    """What is to be closed in the end; None where there are no locks."""
-    if _LOCKS is None:
-        return None
-    handle = os.open(place, os.O_RDONLY if place.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        _LOCKS.flock(handle, _LOCKS.LOCK_EX if wait else _LOCKS.LOCK_EX | _LOCKS.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        if isinstance(error, BlockingIOError):
+def _locked(file: Path, wait: bool) -> int | None:
+    """The open file, which nobody else has locked; None where there are no locks."""
+    while _LOCKS is not None:
+        try:
+            handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError:
+            return None
+        kept = False
+        try:
+            _LOCKS.flock(handle, _LOCKS.LOCK_EX if wait else _LOCKS.LOCK_EX | _LOCKS.LOCK_NB)
+            kept = os.path.samestat(os.fstat(handle), os.stat(file))
+        except BlockingIOError:
             raise
-        return None
-    return handle
+        except FileNotFoundError:
+            pass  # whoever had it has left and taken it away; so for the next one to see, it is made again
+        except OSError:
+            return None
+        finally:
+            if not kept:
+                os.close(handle)
+        if kept:
+            return handle
+    return None
 
 
 @contextmanager

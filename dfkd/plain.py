@@ -33,8 +33,9 @@ def read_yaml(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark is not None else ""
-        raise ValueError(f"{where}: not YAML{line}: {getattr(error, 'problem', error)}") from error
+        problem = " ".join(str(getattr(error, "problem", error)).split())
+        raise ValueError(f"{where}: not YAML{line}: {problem}") from error
     except _Twice as error:
         raise ValueError(f"{where}: expected each key once, found {error}; leave one of them out") from error
-    except ValueError as error:  # a day that is in no calendar, and the like
-        raise ValueError(f"{where}: not YAML: {error}") from error
+    except (ValueError, KeyError, RecursionError) as error:  # a day that is in no calendar, and the like
+        raise ValueError(f"{where}: not YAML: {' '.join(str(error).split())}") from error

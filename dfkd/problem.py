@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dfkd.affine import affine
-from dfkd.compilation import compiled, forget_others, room
+from dfkd.compilation import compiled, forget_changed, room
 from dfkd.moments import moments
 from dfkd.naming import unknown
 from dfkd.pixels import as_channels_last
@@ -223,16 +223,15 @@ class Probe:
     def digest(self) -> str:
         """A hash of its parameters and buffers, to tell teachers apart."""
         if self._digest is None:
-            self._digest = self._hashed()
+            hasher = hashlib.blake2b(digest_size=16)
+            for key, value in sorted(self.module.state_dict().items()):
+                if isinstance(value, Tensor):
+                    hasher.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+                    hasher.update(
+                        value.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes()
+                    )  # sync
+            self._digest = hasher.hexdigest()
         return self._digest
-
-    def _hashed(self) -> str:
-        hasher = hashlib.blake2b(digest_size=16)
-        for key, value in sorted(self.module.state_dict().items()):
-            if isinstance(value, Tensor):
-                hasher.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-                hasher.update(value.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes())  # sync
-        return hasher.hexdigest()
 
     def feature_shapes(self, *paths: str) -> dict[str, tuple[int, ...]]:
         """Shapes of what these modules give for one image, found by asking it two (not counted)."""
@@ -419,7 +418,7 @@ class Probe:
             self.check()  # whether it can take this layout is found out by asking, which a compiler takes for its fault
         fold = fixed and self.device.type == "cpu"
         if fold:
-            forget_others(self.module, self._hashed())
+            forget_changed(self.module)
         self._compiled, self._rows = compiled(self.module, self.device, self.name, fold=fold), rows
         try:
             with room():

@@ -92,12 +92,18 @@ PATIENCE = 15.0
 class Interruption:
     """`requested` turns true on SIGTERM; the run then saves and ends at its next step boundary.
 
-    Where a step takes longer than PATIENCE, as one with a long search may, the next SIGTERM is a KeyboardInterrupt.
+    Where PATIENCE passes and nobody has looked, as in a step with a long search, the next SIGTERM is a
+    KeyboardInterrupt. From a look on, saving has all the time it takes.
     """
 
     def __init__(self) -> None:
-        self.requested = False
         self._since: float | None = None
+        self._seen = False
+
+    @property
+    def requested(self) -> bool:
+        self._seen = self._since is not None
+        return self._seen
 
     @contextmanager
     def watching(self) -> Iterator["Interruption"]:
@@ -109,8 +115,8 @@ class Interruption:
         def request(number: int, frame: FrameType | None) -> None:
             del number, frame
             if self._since is None:
-                self.requested, self._since = True, time.monotonic()
-            elif time.monotonic() - self._since > PATIENCE:
+                self._since = time.monotonic()
+            elif not self._seen and time.monotonic() - self._since > PATIENCE:
                 raise KeyboardInterrupt
 
         before = signal.signal(signal.SIGTERM, request)

@@ -51,26 +51,33 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 ALONE = """
 import sys, time
 from pathlib import Path
-from dfkd.files import alone_in
-with alone_in(Path(sys.argv[1])):
+from dfkd.files import alone_with
+with alone_with(Path(sys.argv[1])):
     print("there", flush=True)
     time.sleep(float(sys.argv[2]))
+    Path(sys.argv[3]).touch()
 """
 
 Alone = Callable[..., AbstractContextManager["subprocess.Popen[str]"]]
 
 
 @pytest.fixture
-def other_process() -> Alone:
-    """other_process(place, seconds=60.0): inside, another process is alone there, for so long at most."""
+def other_process(tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    """other_process(file, seconds=60.0, left=None): inside, another process is alone with the file, for so long.
+
+    left: a file that it makes before it leaves, unless it is killed.
+    """
+
+    tmp_path = tmp_path_factory.mktemp("left")
 
     @contextmanager
-    def alone(place: Path, seconds: float = 60.0) -> Iterator["subprocess.Popen[str]"]:
-        words = [sys.executable, "-c", ALONE, str(place), str(seconds)]
+    def alone(file: Path, seconds: float = 60.0, left: Path | None = None) -> Iterator["subprocess.Popen[str]"]:
+        words = [sys.executable, "-c", ALONE, str(file), str(seconds), str(left or tmp_path / "has left")]
         with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
             try:
                 assert process.stdout is not None
-                assert process.stdout.readline() == "there\n"
+                if process.stdout.readline() != "there\n":
+                    raise subprocess.CalledProcessError(process.wait(), words)  # somebody else is
                 yield process
             finally:
                 process.kill()

@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -652,19 +653,24 @@ def test_a_run_that_is_stopped_lets_no_other_begin(tmp_path: Path, network: Netw
     assert not list((tmp_path / "out" / "runs").glob("*/student.json"))
 
 
-@pytest.mark.parametrize("lost", ["cut short", "missing"])
+@pytest.mark.parametrize("lost", ["cut short", "cut short, told so", "missing"])
 @pytest.mark.parametrize("name", ["student", "control"])
 def test_a_run_whose_student_is_lost_is_done_again(tmp_path: Path, network: Network, name: str, lost: str) -> None:
     samplers, evaluate = {"first": Uniform(), "second": Gaussian()}, Evaluation(columns=("uniform",), rows=10)
     changed = {"evaluate": evaluate, "control_teacher": network(1)}
     found, runs = small(tmp_path, network, samplers, **changed), tmp_path / "out" / "runs"
-    file, other = runs / "first-s0" / f"{name}.safetensors", runs / "second-s0"
+    file, other, scores = runs / "first-s0" / f"{name}.safetensors", runs / "second-s0", runs / "first-s0/scores.jsonl"
     whole, others, scored = file.read_bytes(), stamps(other), stamps(runs)["first-s0/scores.jsonl"]
+    said: Any = pytest.warns(UserWarning, match=rf"{name}.safetensors is missing or cut short; it is trained again")
     if lost == "missing":
         file.unlink()
+        scores.unlink()
     else:
         file.write_bytes(whole[:200])
-    with pytest.warns(UserWarning, match=rf"first-s0/{name}.safetensors is missing or cut short; it is trained again"):
+    if lost == "cut short, told so":  # a record that cannot be read is to be deleted, its error says
+        file.with_suffix(".json").unlink()
+        said = nullcontext()
+    with said:
         again = small(tmp_path, network, samplers, **changed)
     assert file.read_bytes() == whole
     assert stamps(runs)["first-s0/scores.jsonl"] > scored
@@ -674,19 +680,44 @@ def test_a_run_whose_student_is_lost_is_done_again(tmp_path: Path, network: Netw
     assert stamps(runs) == before
 
 
+def test_students_that_were_scored_may_be_taken_away(tmp_path: Path, network: Network) -> None:
+    samplers, evaluate = {"first": Uniform(), "second": Gaussian()}, Evaluation(columns=("uniform",), rows=10)
+    found, runs = small(tmp_path, network, samplers, evaluate=evaluate), tmp_path / "out" / "runs"
+    (runs / "first-s0" / "student.safetensors").unlink()
+    before = stamps(runs)
+    assert small(tmp_path, network, samplers, evaluate=evaluate).lines == found.lines
+    assert stamps(runs) == before
+
+
+def test_a_student_that_cannot_be_looked_at_is_not_lost(
+    tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any, **__: Any) -> Any:
+        raise OSError(24, "Too many open files")
+
+    samplers, evaluate = {"uniform": Uniform()}, Evaluation(columns=("uniform",), rows=10)
+    small(tmp_path, network, samplers, evaluate=evaluate)
+    before = stamps(tmp_path / "out" / "runs")
+    monkeypatch.setattr(cells, "safe_open", refused)
+    with pytest.raises(OSError, match="Too many open files"):
+        small(tmp_path, network, samplers, evaluate=evaluate)
+    assert stamps(tmp_path / "out" / "runs") == before
+
+
 def test_two_comparisons_do_not_write_in_one_folder(
     tmp_path: Path, network: Network, other_process: Callable[..., Any]
 ) -> None:
     samplers, evaluate, out = {"uniform": Uniform()}, Evaluation(columns=("uniform",), rows=10), tmp_path / "out"
     wanted = rf"^out: another process writes in {out}; wait for it or name another folder$"
     out.mkdir()
-    with other_process(out), pytest.raises(ValueError, match=wanted):
+    with other_process(out / ".lock"), pytest.raises(ValueError, match=wanted):
         small(tmp_path, network, samplers, evaluate=evaluate)
-    assert not list(out.iterdir())
+    assert [path.name for path in out.iterdir()] == [".lock"]  # of the process that was killed
     found = small(tmp_path, network, samplers, evaluate=evaluate)
     before = stamps(out)
-    with other_process(out), pytest.raises(ValueError, match=wanted):
+    with other_process(out / ".lock"), pytest.raises(ValueError, match=wanted):
         small(tmp_path, network, samplers, evaluate=evaluate)
+    (out / ".lock").unlink()  # of another that was killed; the run before has taken its own away
     assert stamps(out) == before
     assert not list(out.rglob(".*"))
     assert found.summary.failed == {"uniform": {}}
@@ -699,24 +730,42 @@ def test_a_run_waits_for_a_process_that_outlived_its_comparison(
         raise KeyboardInterrupt
 
     samplers, evaluate = {"uniform": Uniform()}, Evaluation(columns=("uniform",), rows=10)
-    lock = tmp_path / "out" / "runs" / "uniform-s0" / ".student.lock"
+    run = tmp_path / "out" / "runs" / "uniform-s0"
     with monkeypatch.context() as patched:
         patched.setattr(Uniform, "draw", stopped)
         with pytest.raises(KeyboardInterrupt):
             small(tmp_path, network, samplers, evaluate=evaluate)
-    train, begun = cells._train, list[float]()
+    left, train, there = tmp_path / "left", cells._train, list[bool]()
 
     def noticed(*words: Any) -> Any:
-        begun.append(time.monotonic())
+        there.append(left.exists())
         return train(*words)
 
     monkeypatch.setattr(cells, "_train", noticed)
-    with other_process(lock, seconds=5.0):
-        there = time.monotonic()
+    with other_process(run / ".student.lock", seconds=5.0, left=left):
         small(tmp_path, network, samplers, evaluate=evaluate)
-    assert len(begun) == 1
-    assert begun[0] - there > 4.5  # it had left
-    assert not lock.exists()
+    assert there == [True]
+    assert not list(run.glob(".*"))
+
+
+def test_what_that_process_has_done_is_not_done_again(
+    tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes to its end while the run is waited for."""
+    samplers, evaluate = {"uniform": Uniform()}, Evaluation(columns=("uniform",), rows=10)
+    found = small(tmp_path, network, samplers, evaluate=evaluate)
+    record = tmp_path / "out" / "runs" / "uniform-s0" / "student.json"
+    written = record.read_bytes()
+    record.unlink()
+
+    @contextmanager
+    def waited(*_: Any, **__: Any) -> Iterator[None]:
+        record.write_bytes(written)
+        yield
+
+    monkeypatch.setattr(cells, "alone_with", waited)
+    monkeypatch.setattr(cells, "_train", lambda *_: 1 / 0)
+    assert small(tmp_path, network, samplers, evaluate=evaluate).lines == found.lines
 
 
 class Blind(nn.Module):

@@ -16,6 +16,7 @@ from torch.compiler import config
 
 from dfkd import commands, comparison, models
 from dfkd.comparison import compare
+from dfkd.compilation import forget_changed
 from dfkd.config import CompareConfig, DistillConfig, dump, parse
 from dfkd.engine import Budget, Optimiser, train
 from dfkd.interfaces import Sampler
@@ -94,8 +95,7 @@ def test_labelling_and_learning_of_whole_batches_go_through_it(calls: Calls) -> 
 
 
 def test_what_never_changes_is_folded_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    noted, reset = list[tuple[str, bool]](), list[bool]()
-    asked = problem()
+    noted, asked = list[tuple[str, bool]](), problem()
     names = {id(asked.teacher.module): "teacher", id(asked.student.module): "student"}
 
     def compile(function: Any, **_: Any) -> Callable[..., Any]:
@@ -106,19 +106,60 @@ def test_what_never_changes_is_folded_and_nothing_else(monkeypatch: pytest.Monke
         return call
 
     monkeypatch.setattr(torch, "compile", compile)
-    monkeypatch.setattr(torch.compiler, "reset", lambda: reset.append(True))
     for _ in range(2):
         run(asked, Uniform())
     assert noted == [("teacher", True), ("student", False), ("loss", False)] * 12
     assert not inductor.freezing
+
+
+class Parts(nn.Module):
+    """What a module may hold: a parameter, buffers, saved with it or not, and tensors that it has to itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.BatchNorm1d(2)
+        self.weight = nn.Parameter(torch.ones(2))
+        self.register_buffer("unsaved", torch.ones(2), persistent=False)
+        self.plain, self.several = torch.ones(2), {"list": [torch.ones(()), torch.ones(2, dtype=torch.bool)]}
+
+    def all(self) -> dict[str, Tensor]:
+        variance = self.inner.running_var
+        assert isinstance(variance, Tensor)
+        assert isinstance(self.unsaved, Tensor)
+        found = {"buffer": variance, "unsaved": self.unsaved, "plain": self.plain, "weight": self.weight}
+        return found | dict(zip(("scalar", "truth"), self.several["list"], strict=True))
+
+
+@pytest.mark.parametrize("name", Parts().all())
+def test_compiled_code_is_let_go_of_where_it_has_other_values(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch knows the tensor again, whatever module it is in."""
+    reset = list[bool]()
+    monkeypatch.setattr(torch.compiler, "reset", lambda: reset.append(True))
+    parts = Parts()
+    for module in (parts, parts, nn.Sequential(parts), Parts()):
+        forget_changed(module)
     assert not reset
-    run(problem(), Uniform())  # of another teacher
-    assert not reset
-    with torch.no_grad():
-        next(asked.teacher.module.parameters()).add_(1.0)
-    for _ in range(2):
-        run(asked, Uniform())
-    assert reset == [True]  # once, as the code had other weights
+    parts.all()[name].data.zero_()
+    for module in (nn.Sequential(nn.Identity(), parts), parts, Parts()):
+        forget_changed(module)
+    assert reset == [True]  # once, for what it was before
+
+
+def test_what_the_student_trains_is_not_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    folded = list[bool]()
+
+    def compile(function: Any, **_: Any) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            folded.append(inductor.freezing)
+            return function(*given)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile)
+    asked = problem()
+    student = nn.Sequential(*(list(net(2))[:-1]), asked.teacher.module[-1])  # type: ignore[index]
+    run(replace(asked, student=Probe(student, SPEC, name="student")), Uniform())
+    assert not any(folded)
 
 
 @pytest.mark.parametrize(
@@ -356,14 +397,28 @@ def test_a_folder_begun_in_python_before_it_was_a_setting_goes_on(quadrants: Pat
 @pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("default")  # its own modules warn of one another
 def test_compiled_and_plain_students_agree() -> None:
-    """In rounding: sums are taken in another order. A teacher whose weights have changed since is taken as it is."""
-    asked, plain = problem(), problem()
-    for turn in range(2):
-        for one, other in zip(run(asked, Uniform()), run(plain, Uniform(), compile=False), strict=True):
+    """In rounding: sums are taken in another order. A teacher that has changed since is taken as it is."""
+    teacher = net(1)
+
+    def agree(module: nn.Module, labelling: Any = "eval") -> None:
+        pair = [
+            run(replace(problem(), teacher=Probe(module, SPEC)), Uniform(labelling=labelling), compile=compile)
+            for compile in (True, False)
+        ]
+        for one, other in zip(*pair, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-        with torch.no_grad():
-            for probe in (asked, plain):
-                list(probe.teacher.module.parameters())[-1].copy_(torch.tensor([3.0, -1.0, 2.0]) * (1 - turn))
+
+    agree(teacher, "batch")
+    agree(teacher)
+    with torch.no_grad():
+        teacher[1].running_mean.add_(0.5)  # type: ignore[operator]
+        agree(teacher)
+        teacher[4].bias.mul_(-2.0)  # type: ignore[operator]
+    agree(nn.Sequential(nn.Identity(), teacher))
+    with torch.no_grad():
+        teacher[1].running_var.mul_(3.0)  # type: ignore[operator]
+    agree(nn.Sequential(nn.Identity(), teacher))
+    agree(net(3))
 
 
 # -- TF32 --------------------------------------------------------------------------------------------------------------

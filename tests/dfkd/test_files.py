@@ -2,6 +2,7 @@
 
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from dfkd import files
-from dfkd.files import alone_in, make_folder, replace_file, replacing
+from dfkd.files import alone_with, make_folder, replace_file, replacing
 
 from .conftest import Alone
 
@@ -86,43 +87,63 @@ def test_files_of_writers_that_keep_to_themselves_are_as_readable_as_others(tmp_
 # -- alone -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["", "a file"])
-def test_one_process_is_alone_in_a_place_until_it_ends(name: str, tmp_path: Path, other_process: Alone) -> None:
-    place = tmp_path / name
-    with other_process(place) as process:
-        for _ in range(2):
-            with pytest.raises(BlockingIOError), alone_in(place):
+def test_one_process_is_alone_with_a_file_until_it_ends(tmp_path: Path, other_process: Alone) -> None:
+    file, linked = tmp_path / "deep" / "lock", tmp_path / "linked"
+    file.parent.mkdir()
+    linked.symlink_to(file.parent)
+    with other_process(file) as process:
+        for same in (file, tmp_path / "deep" / ".." / "deep" / "lock", linked / "lock"):
+            with pytest.raises(BlockingIOError), alone_with(same):
                 raise AssertionError("two are alone")
         process.kill()  # as by the system, with no time to let go
-        with alone_in(place, wait=True):
-            pass
-    with alone_in(place), alone_in(place), alone_in(tmp_path.parent):
+        with alone_with(file, wait=True):
+            assert file.exists()
+    with alone_with(file), alone_with(linked / "lock"), alone_with(tmp_path / "lock"):
         pass
-    assert [file.name for file in tmp_path.iterdir()] == ([name] if name else [])
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "linked"]
 
 
 def test_who_waits_comes_in_when_the_other_has_left(tmp_path: Path, other_process: Alone) -> None:
-    with other_process(tmp_path, seconds=0.5) as process, alone_in(tmp_path, wait=True):
-        assert process.wait(timeout=30.0) == 0
-    with pytest.raises(RuntimeError, match="inside"), alone_in(tmp_path):
+    file, left = tmp_path / "lock", tmp_path / "left"
+    with other_process(file, seconds=0.5, left=left), alone_with(file, wait=True):
+        assert left.exists()
+        with pytest.raises(subprocess.CalledProcessError), other_process(file):  # the other took its file away
+            raise AssertionError("two are alone")
+    with pytest.raises(RuntimeError, match="inside"), alone_with(file):
         raise RuntimeError("inside")
-    with other_process(tmp_path):  # it was let go of
+    with other_process(file):  # it was let go of
         pass
 
 
-@pytest.mark.parametrize("without", ["module", "locks"])
+def test_it_is_held_until_the_last_has_left(tmp_path: Path, other_process: Alone) -> None:
+    file = tmp_path / "lock"
+    first, second = alone_with(file), alone_with(file)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)  # as another thread would, not the one that came last
+    with pytest.raises(subprocess.CalledProcessError), other_process(file):
+        raise AssertionError("two are alone")
+    second.__exit__(None, None, None)
+    with other_process(file):
+        pass
+
+
+@pytest.mark.parametrize("without", ["module", "locks", "folder"])
 def test_without_locks_nothing_is_held(
     without: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other_process: Alone
 ) -> None:
     def refused(*_: object) -> None:
         raise OSError(95, "Operation not supported")
 
-    with other_process(tmp_path):
+    file = tmp_path / "lock"
+    with other_process(file):
         if without == "module":
             monkeypatch.setattr(files, "_LOCKS", None)
-        else:
+        elif without == "locks":
             monkeypatch.setattr("fcntl.flock", refused)
+        else:
+            file = tmp_path / "missing" / "lock"
         before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
-        with alone_in(tmp_path):
+        with alone_with(file):
             pass
         assert not before or len(os.listdir("/proc/self/fd")) == before
