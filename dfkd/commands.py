@@ -233,7 +233,7 @@ def _refuse_one(words: list[str]) -> None:
     for word in words:
         key, equals, value = word.partition("=")
         if equals and key.split(".")[0].strip() == "sampler" and not os.path.isfile(word):
-            listed = value if key.strip() == "sampler" else "NAME, ..."
+            listed = (value.strip().strip("[]") if key.strip() == "sampler" else "") or "NAME, ..."
             raise ValueError(f"sampler: expected samplers, which are ranked, found {word}; say samplers=[{listed}]")
 
 

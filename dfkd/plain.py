@@ -1,4 +1,4 @@
-"""Plain values from YAML as people write it: a key that stands there twice is refused, where readers take the last."""
+"""Plain values from YAML as people write it: a key that is written twice is refused, where readers take the last."""
 
 from typing import Any
 

@@ -31,6 +31,7 @@ from dfkd.naming import nearest
 from dfkd.plain import read_yaml
 from dfkd.resolve import teacher_spec
 from dfkd.results import read
+from dfkd.train_generator import planned
 
 from .ending import in_a_line
 from .table import SHOWN, table
@@ -127,9 +128,12 @@ def main(words: list[str]) -> str:
         require("size", size, list(plan["sizes"]), "next")
     generators = plan.get("generators", {})
     wanted = {f"{name}-{size}": plan["common"] | plan["sizes"][size] for size in sizes}
-    # what is wrong with any of them is found before anything is written
-    for how in generators.values():
-        config.parse(GeneratorConfig, how)
+    # what is wrong with settings, or with the data of a teacher or a generator, is found before anything is written
+    for generator, how in generators.items():
+        try:
+            planned(config.parse(GeneratorConfig, how))
+        except ValueError as error:
+            raise ValueError(f"{generator}: {error}") from error
     parsed: dict[str, CompareConfig] = {
         run: config.parse(CompareConfig, config.read_settings(settings, own)) for run, own in wanted.items()
     }

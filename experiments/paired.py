@@ -68,7 +68,10 @@ def _of_sizes(file: Path) -> list[Line]:
     except (ValueError, TypeError, KeyError):
         return []
     whole = {"evaluation": "test", "data_free": True}
-    return [Line.from_dict(whole | line | {"sampler": name}) for line, name in zip(found, sizes, strict=True)]
+    try:
+        return [Line.from_dict(whole | line | {"sampler": name}) for line, name in zip(found, sizes, strict=True)]
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 if __name__ == "__main__":

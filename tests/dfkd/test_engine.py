@@ -226,7 +226,7 @@ def test_saving_is_not_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(checkpoint, "save", slowly)
     try:
-        status = run(problem(), Toy(signal_at=2), steps=5, checkpoint=file).status
+        status: str = run(problem(), Toy(signal_at=2), steps=5, checkpoint=file).status
     except KeyboardInterrupt:
         status = "given up"
     assert status == "interrupted"

@@ -49,7 +49,14 @@ def test_a_key_that_is_there_twice_is_named_with_its_lines(text: str, said: str)
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("a: 1\nb: [1\nc: 2\n", "not YAML in line 3: "), ("{[a]: 1}", "not YAML"), ("a: 2024-13-45", "not YAML: month")],
+    [
+        ("a: 1\nb: [1\nc: 2\n", "not YAML in line 3: "),
+        ("{[a]: 1}", "not YAML"),
+        ("a: 2024-13-45", "not YAML: month"),
+        ("a: \0", "not YAML: "),
+        ("a: !!bool x", "not YAML: "),
+        ("[" * 3000, "not YAML: "),
+    ],
 )
 def test_what_is_no_yaml_is_one_line(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=rf"^x\.yaml: {said}") as found:
