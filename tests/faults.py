@@ -843,8 +843,8 @@ FAULTS = (
     Fault(
         "a run that counts as done though its student is lost",
         "dfkd/cells.py",
-        "    except ValueError:\n        return None\n",
-        "    except ValueError:\n        return record\n",
+        'return record if (run / "scores.jsonl").exists() else None',
+        "return record",
         ("tests/dfkd/test_comparison.py::test_a_run_whose_student_is_lost_is_done_again",),
     ),
     Fault(
