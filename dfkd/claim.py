@@ -65,7 +65,7 @@ def claimed(folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
         replace_file(folder / CONFIG, _text(config).encode())
         try:
             yield
-        except Exception:
+        except Exception:  # whatever it was, it is raised on; what is interrupted keeps its folder, to be continued
             _give_up(folder, remove=not existed)
             raise
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from dfkd.types import contents
+
 __all__ = ["compiled", "compiling", "forget_changed", "room"]
 
 GRAPHS = 64
@@ -94,8 +96,7 @@ def _tensors(held: Any) -> Iterator[Tensor]:
 
 
 def _digest(tensor: Tensor) -> bytes:
-    content = tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes()  # sync
-    return hashlib.blake2b(content, digest_size=16).digest()
+    return hashlib.blake2b(contents(tensor), digest_size=16).digest()
 
 
 def _folding() -> AbstractContextManager[Any]:

@@ -20,7 +20,7 @@ from dfkd.compilation import compiled, forget_changed, room
 from dfkd.moments import moments
 from dfkd.naming import unknown
 from dfkd.pixels import as_channels_last
-from dfkd.types import BATCHNORM_MODES, Batch, BatchNormMode, InputSpec, Labelling, Outputs
+from dfkd.types import BATCHNORM_MODES, Batch, BatchNormMode, InputSpec, Labelling, Outputs, contents
 
 __all__ = [
     "CAPABILITIES",
@@ -227,9 +227,7 @@ class Probe:
             for key, value in sorted(self.module.state_dict().items()):
                 if isinstance(value, Tensor):
                     hasher.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-                    hasher.update(
-                        value.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes()
-                    )  # sync
+                    hasher.update(contents(value))  # sync
             self._digest = hasher.hexdigest()
         return self._digest
 

@@ -10,7 +10,16 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-__all__ = ["BATCHNORM_MODES", "Batch", "BatchNormMode", "InputSpec", "Labelling", "Outputs", "UnlabelledBatch"]
+__all__ = [
+    "BATCHNORM_MODES",
+    "Batch",
+    "BatchNormMode",
+    "InputSpec",
+    "Labelling",
+    "Outputs",
+    "UnlabelledBatch",
+    "contents",
+]
 
 BatchNormMode = Literal["eval", "batch"]
 """eval: normalise with the stored statistics. batch: with those of the rows asked together."""
@@ -199,3 +208,8 @@ def as_device(device: "str | torch.device | None") -> torch.device:
             f"device: found {str(device)!r}, but this machine has {torch.cuda.device_count()} such devices"
         )
     return found
+
+
+def contents(tensor: Tensor) -> bytes:
+    """The bytes of what is in it, in the order of its rows, to be hashed. The host waits for them."""
+    return tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes()  # sync

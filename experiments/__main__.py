@@ -27,7 +27,7 @@ from dfkd.claim import claimed
 from dfkd.config import CompareConfig, GeneratorConfig
 from dfkd.data import load
 from dfkd.files import make_folder, replace_file, replacing
-from dfkd.naming import nearest
+from dfkd.naming import unknown
 from dfkd.plain import read_yaml
 from dfkd.resolve import teacher_spec
 from dfkd.results import read
@@ -57,14 +57,6 @@ def listed() -> str:
     sizes = {study: ", ".join(described(study, Path())["sizes"]) for study in studies()}
     width = max(map(len, sizes))
     return "".join(f"  {study:{width}s}  {own}\n" for study, own in sizes.items())
-
-
-def require(what: str, found: str, known: list[str], where: str) -> None:
-    """ValueError where a word is none of those that may stand there."""
-    if found not in known:
-        close = nearest(found, known)
-        hint = "" if close is None else f"; the nearest is {close!r}"
-        raise ValueError(f"{what}: expected one of {', '.join(known)} {where}, found {found!r}{hint}")
 
 
 def write_settings(settings: Mapping[str, Mapping[str, Any]], out: Path) -> None:
@@ -120,12 +112,14 @@ def main(words: list[str]) -> str:
     given = parser.parse_intermixed_args(words)
     settings = [word for word in given.words if "=" in word]
     study, *sizes = [word for word in given.words if "=" not in word] or [""]
-    require("study", study, studies(), "first")
+    if study not in studies():
+        raise unknown("study", study, studies())
     folder, name = study.split("/")
     out = given.out or Path("runs") / folder
     plan = described(study, out)
     for size in sizes or [""]:
-        require("size", size, list(plan["sizes"]), "next")
+        if size not in plan["sizes"]:
+            raise unknown("size", size, plan["sizes"])
     generators = plan.get("generators", {})
     wanted = {f"{name}-{size}": plan["common"] | plan["sizes"][size] for size in sizes}
     # what is wrong with settings, or with the data of a teacher or a generator, is found before anything is written

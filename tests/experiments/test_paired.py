@@ -51,7 +51,6 @@ def test_what_is_misspelt_names_the_nearest(tmp_path: Path) -> None:
         main(["agreement@test", f"{tmp_path}:uniform", f"{tmp_path}:uniform"])
 
 
-@pytest.mark.skipif(not NOISE.exists(), reason="the studies are not installed with the wheel")
 def test_reads_results_of_several_sizes() -> None:
     """Accuracies of README in %: 65.4 and 27.8 for the first two, 85.0 for teacher 1."""
     rows = [f"{NOISE}:{name}" for name in ("base/gaussian_as_data", "base/gaussian", "teacher_1/gaussian_as_data")]

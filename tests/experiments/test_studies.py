@@ -101,12 +101,12 @@ def test_generators_that_a_study_names_are_trained_before_it_and_once(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "expected one of .*mnist/lenet5, mnist/lenet5_bn, mnist/noise.* first, found ''"),
-        (["lenet5"], "expected one of .*mnist/lenet5, .* first, found 'lenet5'"),
-        (["mnist/noise"], "expected one of base, .* next, found ''"),
-        (["mnist/noise", "base", "bigger"], "next, found 'bigger'"),
-        (["mnist/noize", "base"], "first, found 'mnist/noize'; the nearest is 'mnist/noise'$"),
-        (["mnist/noise", "base", "steps_100"], "next, found 'steps_100'; the nearest is 'steps_1000'$"),
+        ([], "^study: unknown ''; known: .*/"),
+        (["lenet5"], "^study: unknown 'lenet5'; the nearest is 'mnist/lenet5'$"),
+        (["mnist/noise"], "^size: unknown ''; known: base, "),
+        (["mnist/noise", "base", "qqqq"], "^size: unknown 'qqqq'; known: base, "),
+        (["mnist/noize", "base"], "^study: unknown 'mnist/noize'; the nearest is 'mnist/noise'$"),
+        (["mnist/noise", "base", "steps_100"], "^size: unknown 'steps_100'; the nearest is 'steps_1000'$"),
         (["mnist/noise", "base", "budget.step=3"], "^budget: option: unknown 'step'; the nearest is 'steps'$"),
         (["mnist/noise", "base", "teacher.data=none.npz"], "^data: no such file or folder: 'none.npz'$"),
     ],
