@@ -6,7 +6,7 @@ large nets, and nothing off one of small nets (experiments/bench/NOTES.md).
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from dfkd.types import contents
+from dfkd.types import contents, tensors_in
 
 __all__ = ["compiled", "compiling", "forget_changed", "room"]
 
@@ -72,27 +72,15 @@ _FOLDED = WeakIdKeyDictionary()
 def forget_changed(module: nn.Module) -> None:
     """The module is compiled with `fold` next.
 
-    Where a tensor of its was so before with other values, all that the process has compiled is let go of: torch knows a
-    tensor again, not what is in it, in whatever module it is.
+    Where a tensor that it holds, saved with it or not, was so before with other values, all that the process has
+    compiled is let go of: torch knows a tensor again, not what is in it, in whatever module it is.
     """
-    now = [(tensor, _digest(tensor)) for part in module.modules() for tensor in _tensors(vars(part))]
+    now = [(tensor, _digest(tensor)) for part in module.modules() for tensor in tensors_in(vars(part))]
     if any(_FOLDED.get(tensor, digest) != digest for tensor, digest in now):
         torch.compiler.reset()
         _FOLDED.clear()
     for tensor, digest in now:
         _FOLDED[tensor] = digest
-
-
-def _tensors(held: Any) -> Iterator[Tensor]:
-    """Parameters, buffers, and what else is there, saved with the module or not."""
-    if isinstance(held, Tensor):
-        yield held
-    elif isinstance(held, Mapping):
-        for value in held.values():
-            yield from _tensors(value)
-    elif isinstance(held, (list, tuple)):
-        for value in held:
-            yield from _tensors(value)
 
 
 def _digest(tensor: Tensor) -> bytes:

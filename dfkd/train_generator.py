@@ -7,7 +7,6 @@ and the last good checkpoint stays.
 
 import json
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from dfkd.pixels import to_bytes
 from dfkd.report.pictures import png
 from dfkd.rng import Stream, derive
 from dfkd.runtime import Bar, Interruption, agree, clock
-from dfkd.types import InputSpec, as_device
+from dfkd.types import InputSpec, as_device, tensors_in
 
 __all__ = ["CARD", "Plan", "planned", "sheet", "train"]
 
@@ -196,7 +195,7 @@ class _Run:
         """Whether the losses are; everything: and all that is saved."""
         parts = list(self.sums.values())
         if everything:
-            parts += [leaf for leaf in _leaves(self.trainee.state_dict()) if leaf.is_floating_point()]
+            parts += [leaf for leaf in tensors_in(self.trainee.state_dict()) if leaf.is_floating_point()]
         return all(bool(torch.isfinite(part).all()) for part in parts)  # sync
 
     def log(self) -> None:
@@ -292,18 +291,6 @@ def _trainee(plan: Plan, device: torch.device) -> Any:
             raise
         said = str(error).removeprefix("shape: ")
         raise ValueError(f"size: {kind}: {said} in {config.data!r}; name a size that it makes, as size=32") from error
-
-
-def _leaves(tree: Any) -> Iterator[Tensor]:
-    """The tensors of a state."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, dict):
-        for value in tree.values():
-            yield from _leaves(value)
-    elif isinstance(tree, (list, tuple)):
-        for value in tree:
-            yield from _leaves(value)
 
 
 def sheet(levels: Tensor, columns: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":

@@ -3,9 +3,9 @@
 Letters for shapes: n rows, c channels, h height, w width, k classes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -213,3 +213,15 @@ def as_device(device: "str | torch.device | None") -> torch.device:
 def contents(tensor: Tensor) -> bytes:
     """The bytes of what is in it, in the order of its rows, to be hashed. The host waits for them."""
     return tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes()  # sync
+
+
+def tensors_in(held: Any) -> Iterator[Tensor]:
+    """The tensors of a state, or of whatever lies in mappings, lists and tuples."""
+    if isinstance(held, Tensor):
+        yield held
+    elif isinstance(held, Mapping):
+        for value in held.values():
+            yield from tensors_in(value)
+    elif isinstance(held, (list, tuple)):
+        for value in held:
+            yield from tensors_in(value)

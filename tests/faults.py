@@ -808,7 +808,7 @@ FAULTS = (
     Fault(
         "a teacher's statistics change unseen",
         "dfkd/compilation.py",
-        "for part in module.modules() for tensor in _tensors(vars(part))]",
+        "for part in module.modules() for tensor in tensors_in(vars(part))]",
         "for part in module.modules() for tensor in part.parameters()]",
         ("tests/dfkd/test_compilation.py::test_compiled_and_plain_students_agree",),
     ),
